@@ -1,0 +1,36 @@
+"""sparktrain: from a Spark DataFrame to a trained, registered PyTorch model.
+
+    DataFrame --prepare--> Dataset --train--> Run (MLflow) --register--> Model --score--> DataFrame
+
+The names below are loaded on first use, so that `import sparktrain` starts neither Spark nor torch nor MLflow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparktrain.dataset import Dataset, open_dataset
+    from sparktrain.gang import Gang, train
+    from sparktrain.preparation import prepare
+    from sparktrain.scoring import score
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Dataset": "sparktrain.dataset",
+    "Gang": "sparktrain.gang",
+    "open_dataset": "sparktrain.dataset",
+    "prepare": "sparktrain.preparation",
+    "score": "sparktrain.scoring",
+    "train": "sparktrain.gang",
+}
+
+__all__ = ["Dataset", "Gang", "open_dataset", "prepare", "score", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

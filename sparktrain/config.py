@@ -1,0 +1,298 @@
+"""The configuration: one model per section, every problem reported at once, in well under a second.
+
+Imports neither Spark nor torch nor MLflow, so that a typing error costs no start-up.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sparktrain.errors import ConfigError, nearest
+
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class StorageConfig(Section):
+    """Where everything that a run writes goes."""
+
+    root: Path = Field(Path("./out"), description="directory that the driver and every executor see")
+
+    @field_validator("root", mode="before")
+    @classmethod
+    def _is_path(cls, root: object) -> object:
+        if isinstance(root, str) and re.match(r"^[a-z][a-z0-9+.-]+://", root):
+            raise ValueError(
+                "object stores are not supported yet; give a directory that driver and executors share (a mount will do)"
+            )
+        return root
+
+
+class SparkConfig(Section):
+    """How to reach Spark. Under spark-submit its own settings win."""
+
+    master: str = Field("local[2]", description="ignored under spark-submit, which brings its own")
+    app_name: str = "sparktrain"
+    conf: dict[str, str] = Field(default_factory=dict, description="further Spark properties, as text")
+
+    @field_validator("conf", mode="before")
+    @classmethod
+    def _as_text(cls, conf: object) -> object:
+        if not isinstance(conf, Mapping):
+            return conf
+        return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in conf.items()}
+
+    @property
+    def local_slots(self) -> int | None:
+        """Number of slots of a `local[n]` or `local-cluster[e,c,m]` master; None where only the cluster knows."""
+        if match := re.fullmatch(r"local-cluster\[\s*(\d+)\s*,\s*(\d+)\s*,\s*\d+\s*\]", self.master):
+            return int(match[1]) * int(match[2])
+        if match := re.fullmatch(r"local(?:\[(\d+)(?:,\d+)?\])?", self.master):
+            return int(match[1] or 1)
+        return None
+
+
+class SplitConfig(Section):
+    """Fractions of rows by a hash of their key; what is left is the training split."""
+
+    validation: float = Field(0.1, ge=0.0, lt=1.0)
+    test: float = Field(0.1, ge=0.0, lt=1.0)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _leaves_training_rows(self) -> Self:
+        if self.validation + self.test >= 1.0:
+            raise ValueError(f"validation + test is {self.validation + self.test:g}: nothing is left to train on; keep the sum below 1")
+        return self
+
+
+class PrepareConfig(Section):
+    """How a DataFrame becomes a dataset."""
+
+    source: dict[str, Any] = Field(default_factory=dict, description="arguments of the pipeline's read()")
+    split: SplitConfig = Field(default_factory=SplitConfig)
+    num_parts: int = Field(4, ge=1, description="Parquet files per split")
+    rows_per_row_group: int = Field(4096, ge=1, description="rows that are read at once")
+    compression: Literal["lz4", "zstd", "snappy", "none"] = "lz4"
+    max_quarantined_fraction: float = Field(0.1, ge=0.0, le=1.0)
+    seed: int = Field(0, description="of the global shuffle")
+
+
+class TrainConfig(Section):
+    """How the gang trains. Sizes that begin with `global_` are per gang, all others per rank."""
+
+    ranks: int = Field(2, ge=1, description="processes that train together; each takes one slot")
+    cpus_per_rank: int = Field(1, ge=1, description="threads of torch and Arrow in each rank")
+    gpus_per_rank: int = Field(0, ge=0, le=1, description="1: NCCL on CUDA; 0: gloo on the CPU")
+    strategy: Literal["ddp"] = "ddp"
+    epochs: int = Field(4, ge=1)
+    global_batch_size: int = Field(2048, ge=1, description="rows per step over all ranks")
+    num_lanes: int = Field(8, ge=1, description="streams that are mixed into a batch; divides global_batch_size")
+    learning_rate: float = Field(2e-3, gt=0)
+    warmup_fraction: float = Field(0.1, ge=0.0, le=1.0, description="part of all steps with a rising learning rate")
+    weight_decay: float = Field(1e-2, ge=0)
+    clip_gradient_norm: float | None = Field(1.0, gt=0)
+    seed: int = 0
+    model: dict[str, Any] = Field(default_factory=dict, description="arguments of the pipeline's Task")
+    best_metric: str = Field("auroc", description="validation metric that picks the best checkpoint; higher is better")
+    checkpoint_every_steps: int | None = Field(None, ge=1, description="besides the end of each epoch")
+    keep_checkpoints: int = Field(3, ge=1)
+    start_timeout_seconds: float = Field(120, gt=0, description="until every rank has met the others")
+    collective_timeout_seconds: float = Field(600, gt=0, description="until a silent peer counts as lost")
+    reference: Literal["logistic_regression", "none"] = "logistic_regression"
+
+    @model_validator(mode="after")
+    def _lanes_fit(self) -> Self:
+        if self.global_batch_size % self.num_lanes:
+            fits = max(n for n in range(1, self.num_lanes + 1) if self.global_batch_size % n == 0)
+            raise ValueError(
+                f"num_lanes is {self.num_lanes}, which does not divide global_batch_size {self.global_batch_size}; "
+                f"the next smaller that does is {fits}"
+            )
+        if self.global_batch_size < self.ranks:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is smaller than ranks {self.ranks}: a rank would have no row"
+            )
+        return self
+
+
+class TrackingConfig(Section):
+    """The MLflow side of a run."""
+
+    uri: str | None = Field(None, description="empty: MLFLOW_TRACKING_URI, else SQLite under storage.root")
+    experiment: str | None = Field(None, description="empty: the pipeline's name")
+    registered_model: str | None = Field(None, description="empty: the pipeline's name")
+    alias: str = Field("champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+
+    @field_validator("registered_model")
+    @classmethod
+    def _is_model_name(cls, name: str | None) -> str | None:
+        if name is not None and (not name or re.search(r"[/:.%\"']", name)):
+            raise ValueError(f"{name!r} can't name a model: MLflow forbids / : . % \" ' and the empty name")
+        return name
+
+
+class ScoreConfig(Section):
+    """What to score, with which model, and where the probabilities go."""
+
+    model: str | None = Field(None, description="empty: the registered model under its alias")
+    source: dict[str, Any] = Field(default_factory=dict, description="arguments of the pipeline's read()")
+    output: Path | None = Field(None, description="empty: <storage.root>/scores/<pipeline>")
+
+
+class Config(Section):
+    """The whole of a YAML file."""
+
+    pipeline: str = Field(description="folder of pipelines/ with data.py and model.py", pattern=r"^[a-z_][a-z0-9_]*$")
+    resume: bool = Field(False, description="continue the newest run of this pipeline that was not finished")
+    storage: StorageConfig = Field(default_factory=StorageConfig)
+    spark: SparkConfig = Field(default_factory=SparkConfig)
+    prepare: PrepareConfig = Field(default_factory=PrepareConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    score: ScoreConfig = Field(default_factory=ScoreConfig)
+
+    @property
+    def model_name(self) -> str:
+        return self.tracking.registered_model or self.pipeline
+
+    @property
+    def model_uri(self) -> str:
+        return self.score.model or f"models:/{self.model_name}@{self.tracking.alias}"
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides, and check all of it.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{error.strerror}; give the path of a YAML file such as conf/flight_delays.yaml"], str(path)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"not valid YAML: {' '.join(str(error).split())}"], str(path)) from error
+    if not isinstance(tree, dict):
+        raise ConfigError([f"the file holds {type(tree).__name__}, not sections with keys"], str(path))
+    problems = list(_apply_overrides(tree, overrides))
+    return parse_config(tree, where=str(path), problems=problems)
+
+
+def parse_config(tree: Mapping[str, Any], where: str = "the configuration", problems: Sequence[str] = ()) -> Config:
+    """Check a tree of plain values; `problems` found before are reported along with the new ones."""
+    found = list(problems)
+    config: Config | None = None
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        found += [_describe(dict(problem)) for problem in error.errors()]
+    found += _check_together(tree)
+    if found or config is None:
+        raise ConfigError(found, where)
+    return config
+
+
+def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> Iterator[str]:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            yield f"override {override!r}: expected section.key=value, such as train.epochs=2"
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            yield f"override {override!r}: the value is not valid YAML; quote it"
+            continue
+        node: Any = tree
+        *sections, leaf = key.strip().split(".")
+        for section in sections:
+            if node.get(section) is None:
+                node[section] = {}
+            node = node[section]
+            if not isinstance(node, dict):
+                yield f"override {override!r}: {section} is a value, not a section"
+                break
+        else:
+            node[leaf] = value
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_hint(location)}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; give it a value"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {problem['input']!r} given; {message[0].lower()}{message[1:]}"
+
+
+def _hint(location: Sequence[str]) -> str:
+    """Name the nearest key: first among the siblings, then anywhere."""
+    *parents, leaf = location
+    siblings = [key for key in all_keys() if key.split(".")[:-1] == parents]
+    if match := nearest(leaf, [key.rpartition(".")[2] for key in siblings]):
+        return f"; did you mean {'.'.join([*parents, match])}?"
+    for key in all_keys():
+        if key.rpartition(".")[2] == leaf:
+            return f"; did you mean {key}?"
+    return f"; allowed here: {', '.join(key.rpartition('.')[2] for key in siblings)}"
+
+
+def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every key of the configuration, dotted, sections included."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += all_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _check_together(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Checks across sections; each reads only what it needs, so that other errors don't hide it."""
+    pipeline = tree.get("pipeline")
+    if isinstance(pipeline, str) and re.fullmatch(r"[a-z_][a-z0-9_]*", pipeline):
+        yield from _check_pipeline(pipeline)
+    try:
+        spark = SparkConfig.model_validate(tree.get("spark") or {})
+        ranks = int((tree.get("train") or {}).get("ranks", TrainConfig().ranks))
+    except (ValidationError, TypeError, ValueError, AttributeError):
+        return
+    slots = spark.local_slots
+    if slots is not None and ranks > slots:
+        yield (
+            f"train.ranks: needs {ranks} slots, {spark.master} has {slots}; all ranks must start together: "
+            f"set train.ranks={slots} or spark.master=local[{ranks}]"
+        )
+
+
+def _check_pipeline(name: str) -> Iterator[str]:
+    try:
+        package = importlib.util.find_spec("pipelines")
+    except (ImportError, ValueError):
+        package = None
+    if package is None or not package.submodule_search_locations:
+        yield f"pipeline: no folder pipelines/ is on the Python path; run from the folder that holds it, or add it to PYTHONPATH"
+        return
+    roots = [Path(location) for location in package.submodule_search_locations]
+    known = sorted({p.parent.name for root in roots for p in root.glob("*/data.py")})
+    if name not in known:
+        hint = nearest(name, known)
+        yield f"pipeline: there is no pipelines/{name}/data.py" + (
+            f"; did you mean {hint}?" if hint else f"; there are: {', '.join(known) or 'none'}"
+        )

@@ -1,0 +1,211 @@
+"""Every error a user can meet: its text is built here from facts, and its class fixes the exit code.
+
+A text says what was given, what is allowed and the way out, in that order.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+
+EXIT_CONFIG = 2
+EXIT_DATA = 3
+EXIT_TRAINING = 4
+EXIT_INFRASTRUCTURE = 5
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str | None:
+    """Return the allowed word most like `given`, or None when nothing is close."""
+    matches = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.55)
+    return matches[0] if matches else None
+
+
+def bullet_list(lines: Iterable[str]) -> str:
+    return "\n".join(f"  - {line}" for line in lines)
+
+
+class SparktrainError(Exception):
+    """Root of everything this package raises on purpose; `exit_code` is what a command ends with."""
+
+    exit_code = EXIT_INFRASTRUCTURE
+
+
+class ConfigError(SparktrainError, ValueError):
+    """The configuration can't be used. Holds every problem found, not only the first."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, problems: Sequence[str], where: str = "the configuration") -> None:
+        self.problems = list(problems)
+        count = f"{len(self.problems)} error" + ("" if len(self.problems) == 1 else "s")
+        super().__init__(f"{count} in {where}:\n{bullet_list(self.problems)}")
+
+
+class DataError(SparktrainError, ValueError):
+    """The data can't be used as declared."""
+
+    exit_code = EXIT_DATA
+
+
+class SchemaMismatch(DataError):
+    """Columns that are missing, unexpected or of another type; lists all of them."""
+
+    def __init__(
+        self,
+        where: str,
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        retyped: Mapping[str, tuple[str, str]] | None = None,
+        way_out: str = "correct the source or the declared features",
+    ) -> None:
+        lines = []
+        for name in missing:
+            hint = nearest(name, unexpected)
+            lines.append(f"missing column `{name}`" + (f" (there is `{hint}`)" if hint else ""))
+        lines += [f"unexpected column `{name}`" for name in unexpected]
+        lines += [f"column `{n}` is {given}, expected {want}" for n, (given, want) in (retyped or {}).items()]
+        super().__init__(f"The schema of {where} does not fit:\n{bullet_list(lines)}\nWay out: {way_out}.")
+
+
+class NoRowsLeft(DataError):
+    """Nothing is left to train on."""
+
+    def __init__(self, rows_in: int, quarantined: Mapping[str, int], where: str) -> None:
+        rules = ", ".join(f"`{rule}`: {count:,}" for rule, count in quarantined.items()) or "no rule fired"
+        super().__init__(
+            f"No row is left after cleaning: {rows_in:,} rows came in, quarantined by rule: {rules}. "
+            f"At least one row must pass every rule. Look at the rows in {where}, then relax the rule or fix the source."
+        )
+
+
+class TooManyQuarantined(DataError):
+    """More rows broke a rule than the configuration tolerates."""
+
+    def __init__(self, rows_in: int, quarantined: Mapping[str, int], total: int, limit: float, where: str) -> None:
+        rules = ", ".join(f"`{rule}`: {count:,}" for rule, count in quarantined.items())
+        super().__init__(
+            f"{total:,} of {rows_in:,} rows ({total / max(rows_in, 1):.2%}) were quarantined ({rules}); "
+            f"prepare.max_quarantined_fraction allows {limit:.2%}. "
+            f"Look at the rows in {where}, then fix the source or raise the limit."
+        )
+
+
+class DatasetInvalid(DataError):
+    """A dataset directory that is not what its manifest says."""
+
+    def __init__(self, path: str, problem: str, way_out: str = "prepare it again") -> None:
+        super().__init__(f"The dataset at {path} can't be used: {problem}. Way out: {way_out}.")
+
+
+class StorageUnwritable(SparktrainError):
+    """A directory that this run must write to, and can't."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(
+            f"Can't write to {path}: {reason}. Everything a run writes lies under storage.root: "
+            "point it to a directory that you may write to, e.g. storage.root=/tmp/sparktrain."
+        )
+
+
+class NotEnoughSlots(SparktrainError, ValueError):
+    """A gang needs all its slots at once, and the cluster does not have that many."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, needed: int, available: int, what: str = "slots", way_out: str | None = None) -> None:
+        super().__init__(
+            f"The gang needs {needed} {what}, the cluster has {available}. All ranks must start together. "
+            + (way_out or f"Set train.ranks to {max(available, 1)} or less, or give Spark more cores.")
+        )
+
+
+class JavaMissing(SparktrainError):
+    """Spark can't start without a Java that it supports."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"Spark needs Java 17 or newer, found {found}: install a JDK 17 (or newer) and put it on PATH or in JAVA_HOME."
+        )
+
+
+class RankFailed(SparktrainError, RuntimeError):
+    """A rank raised: the culprit's place and the user's own lines first, logs last."""
+
+    exit_code = EXIT_TRAINING
+
+    def __init__(
+        self,
+        rank: int,
+        host: str,
+        message: str,
+        step: int | None = None,
+        device: str | None = None,
+        user_lines: Sequence[str] = (),
+        logs: Sequence[str] = (),
+    ) -> None:
+        self.rank, self.host, self.step, self.message = rank, host, step, message
+        at = f"rank {rank} on {host}" + (f" ({device})" if device else "")
+        at += f" at step {step}" if step is not None else ""
+        text = f"{at} failed: {message}"
+        if user_lines:
+            text += "\n" + "\n".join(user_lines)
+        if logs:
+            text += "\nFull logs:\n" + bullet_list(logs)
+        super().__init__(text)
+
+
+class RankLost(SparktrainError, RuntimeError):
+    """A rank vanished without an error of its own (killed, out of memory, executor lost)."""
+
+    exit_code = EXIT_INFRASTRUCTURE
+
+    def __init__(self, ranks: Sequence[int], detail: str, logs: Sequence[str] = ()) -> None:
+        who = ", ".join(map(str, ranks)) or "unknown"
+        text = (
+            f"The gang was lost: rank {who} ended without an error of its own ({detail}). "
+            "Usual causes: killed by the system for memory, an executor lost, a node gone. "
+            "Continue from the last checkpoint with resume=true."
+        )
+        super().__init__(text + ("\nFull logs:\n" + bullet_list(logs) if logs else ""))
+
+
+class SparkFailed(SparktrainError, RuntimeError):
+    """Spark itself failed; the message is its first line, the whole stack lies in a file."""
+
+    def __init__(self, what: str, first_line: str, log: str | None, exit_code: int = EXIT_INFRASTRUCTURE) -> None:
+        self.exit_code = exit_code
+        super().__init__(f"{what}: {first_line}" + (f"\nThe whole stack is in {log}" if log else ""))
+
+
+class TrackingUnavailable(SparktrainError, RuntimeError):
+    """The MLflow server does not answer."""
+
+    def __init__(self, uri: str, reason: str) -> None:
+        super().__init__(
+            f"MLflow at {uri} can't be used: {reason}. Start the server, correct tracking.uri (or MLFLOW_TRACKING_URI), "
+            "or leave both empty to track into a SQLite file under storage.root."
+        )
+
+
+class CheckpointInvalid(SparktrainError, RuntimeError):
+    """A checkpoint whose files are not what its manifest says."""
+
+    exit_code = EXIT_TRAINING
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"The checkpoint {path} can't be used: {problem}.")
+
+
+class ResumeRefused(SparktrainError, ValueError):
+    """The run to resume meant something else than the configuration asks for now."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, run_dir: str, differences: Mapping[str, tuple[object, object]]) -> None:
+        lines = [f"{key}: the run has {old!r}, now {new!r}" for key, (old, new) in differences.items()]
+        super().__init__(
+            f"{run_dir} can't be resumed with this configuration; these change what the run means:\n"
+            f"{bullet_list(lines)}\nSet them back, or start a new run with resume=false."
+        )
