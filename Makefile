@@ -1,0 +1,64 @@
+# `make help` lists the targets. Override with: make venv PYTHON=/path/to/python3.12
+PYTHON ?= python3
+ARGS ?=
+
+bin := .venv/bin
+installed := .venv/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:  # the checks come before the install also with -j
+.PHONY: help venv run test test-unit lint format type bench wheel ui clean check-java
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+venv: $(installed)  ## install sparktrain and everything it needs into .venv (once, a few minutes)
+
+run: check-java $(installed)  ## prepare, train and register the example pipeline; more options in ARGS="…"
+	@$(bin)/sparktrain run conf/flight_delays.yaml $(ARGS)
+
+test: check-java $(installed)  ## run every test except the benchmarks; pytest options in ARGS="…"
+	@$(bin)/pytest $(ARGS)
+
+test-unit: $(installed)  ## run the fast tests: no Java, one process
+	@$(bin)/pytest -m "not spark and not ranks" $(ARGS)
+
+lint: $(installed)  ## check style and formatting
+	@$(bin)/ruff check
+	@$(bin)/ruff format --check
+
+format: $(installed)  ## correct formatting and what the linter can correct by itself
+	@$(bin)/ruff format
+	@$(bin)/ruff check --fix
+
+type: $(installed)  ## check types, strictly
+	@$(bin)/mypy --strict sparktrain
+
+bench: check-java $(installed)  ## run the benchmarks and print their tables
+	@$(bin)/pytest -s -p no:cacheprovider tests/benchmarks $(ARGS)
+
+wheel: $(installed)  ## build dist/*.whl and check that it holds sparktrain and nothing else
+	@rm -rf dist
+	@$(bin)/pip wheel -qq --disable-pip-version-check --no-deps --wheel-dir dist .
+	@$(bin)/python .ci/check-wheel dist/*.whl
+
+ui: $(installed)  ## show the runs under out/ in the browser, for this machine only
+	@test -f out/mlflow.db || { echo "There are no runs under out/ yet: start one with 'make run'." >&2; exit 1; }
+	@$(bin)/mlflow ui --backend-store-uri sqlite:///out/mlflow.db --host 127.0.0.1 $(ARGS)
+
+clean:  ## remove what building and testing leave behind; keeps .venv and out/
+	@rm -rf build dist *.egg-info spark-warehouse metastore_db derby.log
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -path ./.venv -prune -o -path ./out -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# An editable install follows the sources by itself: only these two files call for a new one.
+$(installed): pyproject.toml constraints.txt
+	@.ci/check-python '$(PYTHON)'
+	@echo "Installing into .venv: a few minutes the first time, 2 GB or more."
+	@'$(PYTHON)' -m venv .venv
+	@$(bin)/pip install -qq --disable-pip-version-check --no-input -c constraints.txt -e '.[flights,dev]'
+	@touch $@
+
+check-java:
+	@.ci/check-java
