@@ -45,7 +45,7 @@ wheel: $(installed)  ## build dist/*.whl and check that it holds sparktrain and 
 
 ui: $(installed)  ## show the runs under out/ in the browser, for this machine only
 	@test -f out/mlflow.db || { echo "There are no runs under out/ yet: start one with 'make run'." >&2; exit 1; }
-	@$(bin)/mlflow ui --backend-store-uri sqlite:///out/mlflow.db --host 127.0.0.1 $(ARGS)
+	@PYTHONWARNINGS=ignore $(bin)/mlflow ui --workers 1 --backend-store-uri sqlite:///out/mlflow.db --host 127.0.0.1 $(ARGS)
 
 clean:  ## remove what building and testing leave behind; keeps .venv and out/
 	@rm -rf build dist *.egg-info spark-warehouse metastore_db derby.log
