@@ -209,3 +209,56 @@ class ResumeRefused(SparktrainError, ValueError):
             f"{run_dir} can't be resumed with this configuration; these change what the run means:\n"
             f"{bullet_list(lines)}\nSet them back, or start a new run with resume=false."
         )
+
+
+class StepFailed(SparktrainError):
+    """Carries the step at which the exception that is its cause was raised; never shown itself."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        super().__init__(f"step {step}")
+
+
+class NonFiniteLoss(SparktrainError, ValueError):
+    """The loss is NaN or infinite, so the weights would be lost with the next update."""
+
+    exit_code = EXIT_TRAINING
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(
+            f"The loss became {loss} by step {step}. It must be finite. The last checkpoint is still sound: "
+            "lower train.learning_rate or train.clip_gradient_norm, or look at the loss for a division or a logarithm of zero."
+        )
+
+
+class RendezvousTimeout(SparktrainError, TimeoutError):
+    """The ranks did not all meet in time."""
+
+    def __init__(self, rank: int, size: int, seconds: float, detail: str) -> None:
+        super().__init__(
+            f"Rank {rank} waited {seconds:g} s for the gang of {size} to meet ({detail}). Every rank must see the run "
+            "directory and reach rank 0's host. Check the network between executors, or raise train.start_timeout_seconds."
+        )
+
+
+class NotABarrierStage(SparktrainError, RuntimeError):
+    """Spark runs the ranks as ordinary tasks."""
+
+    def __init__(self, expected: int, given: int) -> None:
+        super().__init__(
+            f"Spark started {given} barrier tasks, the gang needs {expected}: a plugin or an optimizer rule has dropped "
+            "barrier mode. Remove the plugin (spark.plugins, spark.sql.extensions) for training sessions."
+        )
+
+
+class NotPicklable(ConfigError):
+    """What shall run in the ranks can't be sent there."""
+
+    def __init__(self, names: Sequence[str], reason: str) -> None:
+        super().__init__(
+            [
+                f"can't be pickled: {', '.join(names) or 'the function'} ({reason}). Ranks are other processes: give them "
+                "plain values, and create locks, connections and models inside the function or in build_model()"
+            ],
+            "what the gang shall run",
+        )

@@ -1,0 +1,21 @@
+"""The only room that knows both Spark and torch.distributed: it starts a gang of ranks and answers for it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparktrain.gang.launch import Gang
+    from sparktrain.gang.train import TrainResult, train
+
+__all__ = ["Gang", "TrainResult", "train"]
+
+_HOMES = {"Gang": "launch", "TrainResult": "train", "train": "train"}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that a gang of plain functions does not import MLflow, and a rank does not import pyspark's SQL side.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,143 @@
+"""Gang: run a function in every rank of a barrier stage, and get every rank's value back."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+from pyspark.sql import SparkSession
+
+from sparktrain.errors import NotEnoughSlots, NotPicklable, SparktrainError
+from sparktrain.gang.blame import attempt_directory, diagnose
+from sparktrain.gang.spec import GangSpec
+from sparktrain.gang.worker import ANSWER_SCHEMA, run_rank
+
+_SLOT_WAIT_SECONDS = 4.0
+
+
+class Gang:
+    """Ranks that start together, as the tasks of one Spark barrier stage, with torch.distributed set up.
+
+        >>> Gang(ranks=2).run(torch.distributed.get_rank)
+        [0, 1]
+
+    Args:
+        spark: session to use; the active one if None.
+        ranks: how many; each takes one slot of Spark.
+        cpus_per_rank: threads for torch and Arrow in each rank.
+        gpus_per_rank: 1: NCCL, and `World.device` is the granted GPU; 0: gloo on the CPU.
+        start_timeout_seconds: until every rank has met the others.
+        collective_timeout_seconds: until a silent peer counts as lost.
+        directory: where the gang's files go, seen by driver and executors; a temporary one if None, which
+            suits local masters only.
+        attempt: number of this try, from 1.
+    """
+
+    def __init__(
+        self,
+        spark: SparkSession | None = None,
+        *,
+        ranks: int,
+        cpus_per_rank: int = 1,
+        gpus_per_rank: int = 0,
+        start_timeout_seconds: float = 120.0,
+        collective_timeout_seconds: float = 600.0,
+        directory: str | Path | None = None,
+        attempt: int = 1,
+    ) -> None:
+        if ranks < 1:
+            raise ValueError(f"ranks is {ranks}; a gang has at least 1")
+        session = spark or SparkSession.getActiveSession()
+        if session is None:
+            raise ValueError("There is no active SparkSession: create one, or pass spark=…")
+        self._spark, self._ranks, self._directory = session, ranks, directory
+        self._options: dict[str, Any] = {
+            "size": ranks,
+            "cpus_per_rank": cpus_per_rank,
+            "gpus_per_rank": gpus_per_rank,
+            "start_timeout_seconds": start_timeout_seconds,
+            "collective_timeout_seconds": collective_timeout_seconds,
+            "attempt": attempt,
+        }
+
+    def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call `function(*args)` in every rank and return the values, by rank.
+
+        Raises:
+            NotEnoughSlots: before anything is launched.
+            RankFailed: a rank raised; names the culprit, not those who lost their peer by it.
+            RankLost: a rank vanished.
+        """
+        check_slots(self._spark, self._ranks)
+        payload = _pickle(function, args)
+        if self._directory is not None:
+            return self._launch(attempt_directory(Path(self._directory)), payload)
+        directory = Path(tempfile.mkdtemp(prefix="sparktrain-gang-"))
+        values = self._launch(directory, payload)  # after an error the directory stays: the message points into it
+        shutil.rmtree(directory, ignore_errors=True)
+        return values
+
+    def _launch(self, directory: Path, payload: bytes) -> list[Any]:
+        spec = GangSpec(directory=directory.resolve(), token=secrets.token_hex(16), payload=payload, **self._options)
+        # range() of as many partitions as ranks: a repartitioned frame can leave one empty or fold them into one.
+        one_row_each = self._spark.range(0, self._ranks, 1, self._ranks)
+        stage = one_row_each.mapInArrow(partial(run_rank, spec=spec), ANSWER_SCHEMA, barrier=True)
+        try:
+            answers = stage.collect()
+        except SparktrainError:
+            raise
+        except Exception as error:
+            raise diagnose(spec, _whole_text(error)) from None  # the JVM's stack is in a file, not on the screen
+        return [cloudpickle.loads(bytes(answer["value"])) for answer in sorted(answers, key=lambda a: int(a["rank"]))]
+
+
+def check_slots(spark: SparkSession, ranks: int) -> None:
+    """Refuse at once what Spark would wait for in silence: more ranks than slots.
+
+    Raises:
+        NotEnoughSlots: after a few seconds in which executors may still register.
+    """
+    deadline = time.monotonic() + _SLOT_WAIT_SECONDS
+    while (slots := num_slots(spark)) is not None and slots < ranks:
+        if time.monotonic() > deadline or spark.sparkContext.master.startswith("local["):
+            raise NotEnoughSlots(ranks, slots)
+        time.sleep(0.1)
+
+
+def num_slots(spark: SparkSession) -> int | None:
+    """Tasks that can run at once on all executors there are; None over Spark Connect, which does not tell."""
+    context = getattr(spark, "_sc", None)
+    if context is None:
+        return None
+    scala = context._jsc.sc()
+    return int(scala.maxNumConcurrentTasks(scala.resourceProfileManager().defaultResourceProfile()))
+
+
+def _pickle(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
+    try:
+        return cloudpickle.dumps((function, args))
+    except Exception as error:
+        culprits = [function, *args]
+        names = [f"{type(c).__name__} {getattr(c, '__qualname__', '')}".strip() for c in culprits if not _can_pickle(c)]
+        raise NotPicklable(names, f"{type(error).__name__}: {error}") from error
+
+
+def _can_pickle(value: Any) -> bool:
+    try:
+        cloudpickle.dumps(value)
+    except Exception:
+        return False
+    return True
+
+
+def _whole_text(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))
+

@@ -1,0 +1,144 @@
+"""How ranks find each other: through a file in the attempt's directory, over a socket that was bound beforehand."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+
+from sparktrain.errors import RendezvousTimeout
+from sparktrain.gang.spec import GangSpec
+from sparktrain.storage import commit_json
+from sparktrain.world import World
+
+_POLL_SECONDS = 0.005
+
+
+@contextmanager
+def process_group(spec: GangSpec, world: World, address: str) -> Iterator[None]:
+    """Join the gang's process group, and leave it again: quietly after success, at once after an error.
+
+    Args:
+        address: IP or name of this rank's host, as its peers reach it; "127.0.0.1" when all are on one host.
+
+    Raises:
+        RendezvousTimeout: not all ranks came within `spec.start_timeout_seconds`.
+    """
+    variables = {
+        "RANK": str(world.rank),
+        "WORLD_SIZE": str(world.size),
+        "LOCAL_RANK": str(world.local_rank),
+        "SPARKTRAIN_ATTEMPT": str(world.attempt),
+        "SPARKTRAIN_DEVICE": world.device,
+        "OMP_NUM_THREADS": str(spec.cpus_per_rank),
+        **_interface(address),
+    }
+    with _environment(variables), _threads(spec.cpus_per_rank):
+        store = _meet(spec, world, address)
+        backend = "nccl" if world.device.startswith("cuda") else "gloo"
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore(spec.token, store),
+            rank=world.rank,
+            world_size=world.size,
+            timeout=timedelta(seconds=spec.collective_timeout_seconds),
+        )
+        try:
+            yield
+            dist.barrier()  # nobody closes a connection that another still uses
+        finally:
+            # After an error this closes the sockets, which is how the peers hear of it within milliseconds; without it
+            # they would wait for Spark, because its Python worker lives on.
+            dist.destroy_process_group()
+
+
+def _meet(spec: GangSpec, world: World, address: str) -> dist.TCPStore:
+    """Return the gang's store: rank 0 hosts it and says in a file where, the others wait for that file."""
+    timeout = timedelta(seconds=spec.start_timeout_seconds)
+    try:
+        if world.is_first:
+            listener = socket.create_server((address, 0))  # bound before it is announced: no port race
+            host, port = listener.getsockname()[:2]
+            store = dist.TCPStore(
+                host,
+                port,
+                world.size,
+                is_master=True,
+                timeout=timeout,
+                wait_for_workers=False,
+                master_listen_fd=listener.detach(),
+            )
+            commit_json(spec.rendezvous_file, {"host": host, "port": port, "token": spec.token})
+        else:
+            host, port = _wait_for_address(spec)
+            store = dist.TCPStore(host, port, world.size, is_master=False, timeout=timeout, wait_for_workers=False)
+        _wait_for_all(dist.PrefixStore(spec.token, store), world, spec)
+        return store
+    except dist.DistError as error:
+        raise RendezvousTimeout(world.rank, world.size, spec.start_timeout_seconds, str(error).splitlines()[0]) from error
+
+
+def _wait_for_address(spec: GangSpec) -> tuple[str, int]:
+    deadline = time.monotonic() + spec.start_timeout_seconds
+    while time.monotonic() < deadline:
+        try:
+            found = json.loads(spec.rendezvous_file.read_bytes())
+        except FileNotFoundError:
+            time.sleep(_POLL_SECONDS)
+            continue
+        if found["token"] == spec.token:
+            return found["host"], found["port"]
+    raise dist.DistError(f"rank 0 left no address in {spec.rendezvous_file}")
+
+
+def _wait_for_all(store: dist.PrefixStore, world: World, spec: GangSpec) -> None:
+    """Wait here, where the timeout is the start's, for everyone; later collectives may take much longer."""
+    store.set(f"arrived/{world.rank}", "1")
+    store.wait([f"arrived/{rank}" for rank in range(world.size)], timedelta(seconds=spec.start_timeout_seconds))
+
+
+def _interface(address: str) -> Mapping[str, str]:
+    """Keep gloo and NCCL on the loopback device for a gang of one host; elsewhere they follow the host's name."""
+    try:
+        loopback = ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return {}
+    names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+    return {"GLOO_SOCKET_IFNAME": names[0], "NCCL_SOCKET_IFNAME": names[0]} if loopback and names else {}
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables and put back what was there: Spark's Python workers serve other jobs afterwards."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Give torch and Arrow the rank's cores: Spark sets OMP_NUM_THREADS to its own `spark.task.cpus`."""
+    before = torch.get_num_threads(), pa.cpu_count()
+    torch.set_num_threads(number)
+    pa.set_cpu_count(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        pa.set_cpu_count(before[1])

@@ -1,0 +1,196 @@
+"""One pass over the rows counts everything: rules, splits, vocabularies and moments; JSON comes out.
+
+Runs column-wise on Arrow batches in Spark's Python workers. Every statistic is a sum of integers (see `exact_sum`), so
+the same rows give the same bytes in any partitioning, and the number of Spark jobs does not grow with the columns.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from sparktrain.errors import DataError
+from sparktrain.features import Categorical, Feature, FittedCategorical, FittedFeatures, FittedNumeric, Numeric, Target
+from sparktrain.features.fitted import InputType
+from sparktrain.preparation.clean import RULE_COLUMN
+from sparktrain.preparation.exact_sum import LARGEST, Bins, exact_bins, exact_square_bins, merge_bins, total
+from sparktrain.preparation.split import SPLIT_COLUMN
+
+_SCHEMA = "topic string, key string, count bigint, moments array<string>"
+_BATCH_SCHEMA = pa.schema(
+    [("topic", pa.string()), ("key", pa.string()), ("count", pa.int64()), ("moments", pa.list_(pa.string()))]
+)
+
+
+@dataclass
+class Moments:
+    """What mean and deviation need, exactly: `sum` and `square_sum` of the `count` finite values."""
+
+    count: int = 0
+    sum: Bins = field(default_factory=dict)
+    square_sum: Bins = field(default_factory=dict)
+
+    def add(self, column: pa.Array) -> None:
+        values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        values = values[np.isfinite(values)]
+        if len(values) and (largest := float(np.abs(values).max())) > LARGEST:
+            raise ValueError(f"{largest:g}")
+        self.merge(Moments(len(values), exact_bins(values), exact_square_bins(values)))
+
+    def merge(self, other: Moments) -> None:
+        self.count += other.count
+        self.sum = merge_bins(self.sum, other.sum)
+        self.square_sum = merge_bins(self.square_sum, other.square_sum)
+
+    def mean(self) -> float:
+        return float(total(self.sum) / self.count) if self.count else 0.0
+
+    def deviation(self) -> float:
+        """Population standard deviation."""
+        if not self.count:
+            return 0.0
+        mean = total(self.sum) / self.count
+        return _square_root(total(self.square_sum) / self.count - mean * mean)
+
+    def to_text(self) -> str:
+        # Python's integers outgrow 64 bits, so that they travel as text.
+        return json.dumps([self.count, list(self.sum.items()), list(self.square_sum.items())])
+
+    @classmethod
+    def from_text(cls, text: str) -> Moments:
+        count, sums, squares = json.loads(text)
+        return cls(count, dict(sums), dict(squares))
+
+
+def _square_root(value: Fraction) -> float:
+    return math.sqrt(value) if value > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one pass found.
+
+    Attributes:
+        features: the fitted features.
+        rows_in: rows of the source.
+        quarantined: rows by the rule that they broke, rules that broke none left out.
+        split_rows: rows kept, by split.
+    """
+
+    features: FittedFeatures
+    rows_in: int
+    quarantined: dict[str, int]
+    split_rows: dict[str, int]
+
+
+def fit(
+    marked: DataFrame, features: Sequence[Feature], target: Target, input_types: Mapping[str, InputType], rules: Sequence[str]
+) -> Fit:
+    """Fit `features` on the training rows that are kept; count all rows.
+
+    Args:
+        marked: rows with `_broken_rule` and `_split`.
+        input_types: type of each raw column.
+        rules: names of the rules, in the order to report.
+    """
+    columns = [F.col(f"`{name}`") for name in dict.fromkeys(f.name for f in features)]
+    partials = marked.select(RULE_COLUMN, SPLIT_COLUMN, *columns).mapInArrow(_counter(features), _SCHEMA)
+    rows = partials.groupBy("topic", "key").agg(
+        F.sum("count").alias("count"), F.flatten(F.collect_list("moments")).alias("moments")
+    )
+    counts: dict[str, dict[str, int]] = {}
+    moments: dict[str, Moments] = {f.name: Moments() for f in features if isinstance(f, Numeric)}
+    for row in rows.collect():
+        if row["topic"] == "moments":
+            for text in row["moments"]:
+                moments[row["key"]].merge(Moments.from_text(text))
+        else:
+            counts.setdefault(row["topic"], {})[row["key"]] = row["count"]
+    quarantined = counts.get("rule", {})
+    kept = counts.get("split", {})
+    fitted = [
+        _fit_numeric(f, moments[f.name], input_types[f.name])
+        if isinstance(f, Numeric)
+        else _fit_categorical(f, counts.get(f"value:{f.name}", {}), input_types[f.name])
+        for f in features
+    ]
+    return Fit(
+        features=FittedFeatures(features=tuple(fitted), target=target),
+        rows_in=sum(quarantined.values()) + sum(kept.values()),
+        quarantined={rule: quarantined[rule] for rule in rules if rule in quarantined},
+        split_rows=kept,
+    )
+
+
+def _fit_numeric(feature: Numeric, moments: Moments, input_type: InputType) -> FittedNumeric:
+    mean = moments.mean()
+    standard = feature.normalize == "standard"
+    return FittedNumeric(
+        name=feature.name,
+        input_type=input_type,
+        fill=mean if feature.fill == "mean" else feature.fill,
+        offset=mean if standard else 0.0,
+        scale=(moments.deviation() or 1.0) if standard else 1.0,  # a constant column has deviation 0
+    )
+
+
+def _fit_categorical(feature: Categorical, counts: Mapping[str, int], input_type: InputType) -> FittedCategorical:
+    frequent = [(value, count) for value, count in counts.items() if count >= feature.min_count]
+    frequent.sort(key=lambda item: (-item[1], item[0]))
+    vocabulary = tuple(value for value, _ in frequent[: feature.max_size])
+    return FittedCategorical(name=feature.name, input_type=input_type, vocabulary=vocabulary)
+
+
+def _counter(features: Sequence[Feature]) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    numeric = tuple(f.name for f in features if isinstance(f, Numeric))
+    categorical = tuple(f.name for f in features if isinstance(f, Categorical))
+    return partial(count_partition, numeric=numeric, categorical=categorical)
+
+
+def count_partition(
+    batches: Iterable[pa.RecordBatch], numeric: tuple[str, ...], categorical: tuple[str, ...]
+) -> Iterator[pa.RecordBatch]:
+    """Count one Spark partition; runs on an executor.
+
+    Yields one batch of (topic, key, count, moments): rows by rule and by split, training rows by value of each
+    categorical column, and the moments of each numeric column.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    moments = {name: Moments() for name in numeric}
+    for batch in batches:
+        _count_values(counts, "rule", batch.column(RULE_COLUMN))
+        kept = batch.filter(pc.is_null(batch.column(RULE_COLUMN)))
+        _count_values(counts, "split", kept.column(SPLIT_COLUMN))
+        training = kept.filter(pc.equal(kept.column(SPLIT_COLUMN), "train"))
+        for name in categorical:
+            _count_values(counts, f"value:{name}", training.column(name).cast(pa.string()))
+        for name in numeric:
+            try:
+                moments[name].add(training.column(name))
+            except ValueError as error:
+                raise DataError(
+                    f"Column `{name}` holds {error}, beyond ±{LARGEST:g}, and can't be normalized. Quarantine such rows by a rule."
+                ) from None
+    rows = [{"topic": topic, "key": key, "count": count, "moments": []} for (topic, key), count in counts.items()]
+    rows += [
+        {"topic": "moments", "key": name, "count": m.count, "moments": [m.to_text()]} for name, m in moments.items()
+    ]
+    yield pa.RecordBatch.from_pylist(rows, schema=_BATCH_SCHEMA)
+
+
+def _count_values(counts: Counter[tuple[str, str]], topic: str, column: pa.Array) -> None:
+    for item in pc.value_counts(column):
+        value = item["values"].as_py()
+        if value is not None:
+            counts[topic, value] += item["counts"].as_py()

@@ -1,0 +1,220 @@
+"""prepare: a DataFrame becomes an immutable dataset, or nothing does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import pyarrow as pa
+import pyspark
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import BooleanType, DataType, IntegralType, NumericType, StringType
+
+from sparktrain.config import PrepareConfig
+from sparktrain.dataset import Dataset, open_dataset
+from sparktrain.dataset.manifest import ColumnSpec, Manifest, Part, Split
+from sparktrain.errors import DataError, NoRowsLeft, SchemaMismatch, TooManyQuarantined
+from sparktrain.features import Categorical, Feature, FittedFeatures, Numeric, Target
+from sparktrain.features.fitted import InputType
+from sparktrain.preparation.clean import RULE_COLUMN, Rule, mark_broken_rules, rule_names
+from sparktrain.preparation.fit import Fit, fit
+from sparktrain.preparation.source import MALFORMED_COLUMN
+from sparktrain.preparation.split import ROW_ID_COLUMN, SPLIT_COLUMN, SPLITS, add_split
+from sparktrain.preparation.write import part_schema, write_parts
+from sparktrain.storage import commit_bytes, commit_json, writable_directory
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(
+    df: DataFrame,
+    features: Sequence[Feature],
+    target: Target,
+    config: PrepareConfig | None = None,
+    *,
+    name: str = "dataset",
+    root: str | Path = "out",
+    rules: Sequence[Rule] = (),
+    key: Sequence[str] = (),
+) -> Dataset:
+    """Clean `df`, fit `features` on its training rows, and write everything as a dataset.
+
+    Args:
+        df: raw rows. Columns that are no feature only serve rules and key.
+        features: what the model will be given.
+        target: what it shall predict.
+        config: split, layout and tolerance; defaults if None.
+        name: folder under `<root>/datasets/`.
+        root: where everything is written; seen by driver and executors.
+        rules: rows that break one go to the dataset's `quarantine/`, with the rule's name.
+        key: columns that identify a row and decide its split; empty: all columns.
+
+    Returns:
+        The dataset at `<root>/datasets/<name>/<fingerprint>`; one with the same content is reused.
+
+    Raises:
+        DataError: with what was given, what is allowed and the way out; no dataset is left behind then.
+    """
+    config = config or PrepareConfig()
+    input_types = _check_columns(df, features, target, key)
+    home = writable_directory(Path(root) / "datasets" / name)
+    marked = add_split(mark_broken_rules(df, rules, target), key, config.split)
+    marked = marked.persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        logger.info("counting rows and fitting %d features", len(features))
+        found = fit(marked, features, target, input_types, rule_names(df, rules, target))
+        with _staging(home) as staging:
+            _write_quarantine(marked, df.columns, found, staging)
+            _check_counts(found, config, staging, home)
+            logger.info("shuffling and writing %s rows", f"{sum(found.split_rows.values()):,}")
+            parts = write_parts(marked.where(F.col(RULE_COLUMN).isNull()), found.features, staging, config)
+            _write_manifest(staging, name, found, parts, config)
+            return open_dataset(_publish(staging, home))
+    finally:
+        marked.unpersist()
+
+
+def _check_columns(df: DataFrame, features: Sequence[Feature], target: Target, key: Sequence[str]) -> dict[str, InputType]:
+    """Find every column that is missing, declared twice or of a type that its feature can't take."""
+    names = [f.name for f in features]
+    doubled = sorted({n for n in [*names, target.name] if [*names, target.name].count(n) > 1})
+    reserved = sorted({ROW_ID_COLUMN, RULE_COLUMN, SPLIT_COLUMN, MALFORMED_COLUMN} & {*names, target.name})
+    if not features or doubled or reserved:
+        raise DataError(
+            "The declared features can't be used: "
+            + ("there is none" if not features else f"declared twice: {doubled}; reserved names: {reserved}")
+            + ". Declare each column once, under another name than the reserved ones, the target not among the features."
+        )
+    types = {field.name: field.dataType for field in df.schema.fields}
+    wanted = [*names, target.name, *key]
+    missing = [n for n in dict.fromkeys(wanted) if n not in types]
+    input_types: dict[str, InputType] = {}
+    retyped: dict[str, tuple[str, str]] = {}
+    for feature in features:
+        if feature.name in types:
+            kind, allowed = _input_type(feature, types[feature.name])
+            if kind is None:
+                retyped[feature.name] = (types[feature.name].simpleString(), allowed)
+            else:
+                input_types[feature.name] = kind
+    if missing or retyped:
+        raise SchemaMismatch("the source", missing=missing, retyped=retyped, way_out=f"the source has {', '.join(df.columns)}")
+    return input_types
+
+
+def _input_type(feature: Feature, given: DataType) -> tuple[InputType | None, str]:
+    if isinstance(feature, Numeric):
+        return ("double" if isinstance(given, NumericType) else None), "a number"
+    assert isinstance(feature, Categorical)
+    if isinstance(given, StringType):
+        return "string", ""
+    if isinstance(given, BooleanType):
+        return "boolean", ""
+    return ("long" if isinstance(given, IntegralType) else None), "text, an integer or a boolean"
+
+
+@contextmanager
+def _staging(home: Path) -> Iterator[Path]:
+    """A directory that is gone when anything fails: a dataset is whole or not there."""
+    staging = home / f".staging-{secrets.token_hex(6)}"
+    staging.mkdir()
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # already moved away when all went well
+
+
+def _write_quarantine(marked: DataFrame, columns: Sequence[str], found: Fit, staging: Path) -> None:
+    if found.quarantined:
+        source = F.to_json(F.struct(*[F.col(f"`{c}`") for c in columns])).alias("row")
+        rows = marked.where(F.col(RULE_COLUMN).isNotNull()).select(F.col(RULE_COLUMN).alias("rule"), source)
+        rows.write.parquet(str(staging / "quarantine"))
+
+
+def _check_counts(found: Fit, config: PrepareConfig, staging: Path, home: Path) -> None:
+    """Refuse a dataset that is empty or mostly rejected; its quarantine is kept to look at."""
+    total = sum(found.quarantined.values())
+    kept = found.rows_in - total
+    too_many = total > config.max_quarantined_fraction * found.rows_in
+    if kept == 0 or too_many:
+        rejected = home / f"rejected-{staging.name.removeprefix('.staging-')}"
+        if total:
+            os.rename(staging / "quarantine", rejected)
+        if kept == 0:
+            raise NoRowsLeft(found.rows_in, found.quarantined, str(rejected) if total else "the source, which is empty")
+        raise TooManyQuarantined(found.rows_in, found.quarantined, total, config.max_quarantined_fraction, str(rejected))
+    wanted = {"train": 1.0, "validation": config.split.validation, "test": config.split.test}
+    empty = [split for split, fraction in wanted.items() if fraction > 0 and not found.split_rows.get(split)]
+    if empty:
+        raise DataError(
+            f"{kept:,} rows are too few: no row fell into the split {', '.join(empty)}. "
+            "Give more rows, or set prepare.split.validation and prepare.split.test to what you need (0 for none)."
+        )
+
+
+def _write_manifest(staging: Path, name: str, found: Fit, parts: Mapping[str, list[Part]], config: PrepareConfig) -> None:
+    """Write `features.json`, then the manifest: from then on the directory is a dataset."""
+    splits = {s: Split(rows=sum(p.rows for p in parts.get(s, [])), parts=tuple(parts.get(s, []))) for s in SPLITS}
+    for split, content in splits.items():
+        if content.rows != found.split_rows.get(split, 0):
+            raise DataError(
+                f"The source changed while it was read: {found.split_rows.get(split, 0):,} {split} rows were counted, "
+                f"{content.rows:,} written. Prepare from files that stay as they are, without rand() or limit()."
+            )
+    features_json = found.features.to_json().encode()
+    columns = _columns(found.features)
+    manifest = Manifest(
+        format="sparktrain.dataset/1",
+        name=name,
+        fingerprint=fingerprint(columns, features_json, splits),
+        columns=columns,
+        splits=splits,
+        rows_in=found.rows_in,
+        rows_kept=sum(found.split_rows.values()),
+        quarantined=found.quarantined,
+        features_sha256=hashlib.sha256(features_json).hexdigest(),
+        prepare=json.loads(config.model_dump_json()),
+        versions={"sparktrain": version("sparktrain"), "pyspark": pyspark.__version__, "pyarrow": pa.__version__},
+    )
+    commit_bytes(staging / "features.json", features_json)
+    commit_json(staging / "manifest.json", manifest.model_dump(mode="json"))
+
+
+def _columns(features: FittedFeatures) -> tuple[ColumnSpec, ...]:
+    roles = {ROW_ID_COLUMN: "row_id", features.target.name: "target"}
+    names = {pa.float32(): "float32", pa.int32(): "int32", pa.int64(): "int64"}
+    return tuple(
+        ColumnSpec.model_validate({"name": f.name, "dtype": names[f.type], "role": roles.get(f.name, "feature")})
+        for f in part_schema(features)
+    )
+
+
+def fingerprint(columns: Sequence[ColumnSpec], features_json: bytes, splits: Mapping[str, Split]) -> str:
+    """Name a dataset by its content: columns, statistics, and the values of every part in order. 32 hex digits."""
+    content = {
+        "columns": [column.model_dump(mode="json") for column in columns],
+        "features": hashlib.sha256(features_json).hexdigest(),
+        "splits": {name: [(p.row_groups, p.digest) for p in split.parts] for name, split in splits.items()},
+    }
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _publish(staging: Path, home: Path) -> Path:
+    """Move the dataset to its name and point `latest.json` to it."""
+    name = json.loads((staging / "manifest.json").read_bytes())["fingerprint"]
+    final = home / name
+    if not (final / "manifest.json").exists():
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(staging, final)
+    commit_json(home / "latest.json", {"path": name})
+    return final

@@ -1,0 +1,67 @@
+"""Reading files of text without losing a row: what can't be parsed is kept, marked, and quarantined by `clean`."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import StringType, StructField, StructType
+
+from sparktrain.errors import DataError, SchemaMismatch
+
+MALFORMED_COLUMN = "_malformed_row"
+
+
+def read_csv(spark: SparkSession, path: str | Path, schema: str, null_value: str = "NA") -> DataFrame:
+    """Read CSV files with a header into typed columns plus `_malformed_row`.
+
+    A row with too few or too many fields, or with a field that is not of its column's type, has its text in
+    `_malformed_row` (null otherwise); `prepare` quarantines it under the rule `malformed`.
+
+    Args:
+        path: a file, a directory or a glob.
+        schema: DDL of every column, in the header's order, such as "year int, carrier string".
+        null_value: how the files write a missing value.
+
+    Raises:
+        DataError: no file there.
+        SchemaMismatch: a file's header differs from `schema`.
+    """
+    declared = StructType.fromDDL(schema)
+    for file in _files(path):
+        _check_header(file, declared.fieldNames())
+    return (
+        spark.read.schema(StructType([*declared.fields, StructField(MALFORMED_COLUMN, StringType())]))
+        .option("header", True)
+        .option("nullValue", null_value)
+        .option("mode", "PERMISSIVE")
+        .option("columnNameOfCorruptRecord", MALFORMED_COLUMN)
+        # Parsing only the columns that a query selects would call the same row broken in one query and sound in another.
+        .option("columnPruning", False)
+        .csv(str(path))
+    )
+
+
+def _files(path: str | Path) -> list[str]:
+    found = sorted(glob.glob(str(path)))
+    if len(found) == 1 and Path(found[0]).is_dir():
+        found = sorted(str(p) for p in Path(found[0]).iterdir() if p.is_file() and p.name[0] not in "._")
+    if not found:
+        raise DataError(f"There is no file at {path}. Give a CSV file, a directory of them or a glob.")
+    return found
+
+
+def _check_header(file: str, expected: Sequence[str]) -> None:
+    with pa.input_stream(file, compression="detect") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
+        header = next(csv.reader(text), [])
+    missing = [name for name in expected if name not in header]
+    unexpected = [name for name in header if name not in expected]
+    if missing or unexpected:
+        raise SchemaMismatch(file, missing=missing, unexpected=unexpected)
+    if list(expected) != header:
+        raise DataError(f"{file} has the columns in the order {header}; expected {list(expected)}. Reorder one of them.")

@@ -1,0 +1,1 @@
+"""Training one rank's share of a run: torch only, no Spark, no MLflow."""
