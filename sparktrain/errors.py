@@ -262,3 +262,51 @@ class NotPicklable(ConfigError):
             ],
             "what the gang shall run",
         )
+
+
+class TooFewRows(DataError):
+    """A split that has not one step."""
+
+    def __init__(self, path: str, split: str, num_rows: int, global_batch_size: int) -> None:
+        way_out = (
+            f"Set global_batch_size to {num_rows} or less, or use tail='mask', which fills the last step up."
+            if num_rows
+            else "Prepare it with rows for this split, or leave the split out."
+        )
+        super().__init__(
+            f"Split `{split}` of the dataset at {path} has {num_rows:,} rows, global_batch_size is "
+            f"{global_batch_size:,}: an epoch would have no step. {way_out}"
+        )
+
+
+class NameUnknown(DataError):
+    """A split or a column that a dataset does not have."""
+
+    def __init__(self, kind: str, given: str, allowed: Iterable[str], where: str) -> None:
+        names = list(allowed)
+        hint = nearest(given, names)
+        super().__init__(
+            f"There is no {kind} `{given}` in {where}; there are: {', '.join(names) or 'none'}."
+            + (f" Did you mean `{hint}`?" if hint else "")
+        )
+
+
+class StreamStateMismatch(DataError):
+    """A state that belongs to other batches than this stream's."""
+
+    def __init__(self, differences: Mapping[str, tuple[object, object]]) -> None:
+        lines = [f"{key}: the state has {old!r}, the stream {new!r}" for key, (old, new) in differences.items()]
+        super().__init__(
+            "The stream can't continue from this state, because rows would be lost or repeated:\n"
+            f"{bullet_list(lines)}\nSet these back to what the state has, or start from the beginning without it."
+        )
+
+
+class StreamMoved(SparktrainError, RuntimeError):
+    """An iteration that goes on although the stream was moved under it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This iteration of the stream is over: a newer one was started, or a state was loaded. "
+            "One at a time reads a stream. Take batches from the newest `iter(stream)`."
+        )

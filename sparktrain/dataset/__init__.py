@@ -1,0 +1,21 @@
+"""From Parquet parts to batches that are equal at any world size: manifest, plan, read, stream. No Spark."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sparktrain.dataset.dataset import Dataset, open_dataset
+from sparktrain.dataset.manifest import ColumnSpec, Manifest, Part, Split
+
+if TYPE_CHECKING:
+    from sparktrain.dataset.stream import Batch, Stream
+
+__all__ = ["Batch", "ColumnSpec", "Dataset", "Manifest", "Part", "Split", "Stream", "open_dataset"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("Batch", "Stream"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sparktrain.dataset import stream  # it needs torch, which prepare must not
+
+    return getattr(stream, name)

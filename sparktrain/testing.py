@@ -1,0 +1,149 @@
+"""What tests of sparktrain need, and tests of pipelines built on it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sparktrain.dataset import ColumnSpec, Dataset, Manifest, Part, Split
+from sparktrain.features import FittedCategorical, FittedFeatures, FittedNumeric, Target
+from sparktrain.storage import commit_bytes
+
+_TINY_VOCABULARY = ("red", "green", "blue", "grey")
+
+
+def write_tiny_dataset(
+    path: Path,
+    rows: int | Sequence[Sequence[int]] = 1000,
+    *,
+    validation_rows: int = 0,
+    test_rows: int = 0,
+    num_parts: int = 2,
+    rows_per_row_group: int = 64,
+    num_numeric: int = 2,
+    num_categorical: int = 1,
+    seed: int = 0,
+) -> Dataset:
+    """Write a dataset of made-up rows without Spark, in milliseconds; a model can learn its target.
+
+    Columns: `row_id` (0, 1, 2, … over train, validation and test), `numeric_<i>`, `category_<i>` (four known
+    values) and `label` (0 or 1).
+
+    Args:
+        path: the dataset's directory, which is created.
+        rows: of the train split; or the rows of each row group of each part, to the letter:
+            `[[10, 3], [], [7]]` is three parts, the second of which is empty.
+        validation_rows: of that split, in parts like those of train.
+        test_rows: likewise.
+        num_parts: of each split.
+        rows_per_row_group: at most.
+        num_numeric: float32 features.
+        num_categorical: int32 features.
+        seed: of the rows' values.
+    """
+    features = _tiny_features(num_numeric, num_categorical)
+    names = [feature.name for feature in features.features]
+    columns = [
+        ColumnSpec(name="row_id", dtype="int64", role="row_id"),
+        *(ColumnSpec(name=n, dtype="int32" if "category" in n else "float32", role="feature") for n in names),
+        ColumnSpec(name=features.target.name, dtype="float32", role="target"),
+    ]
+    path.mkdir(parents=True)
+    splits: dict[str, Split] = {}
+    first_row = 0
+    for name, wanted in (("train", rows), ("validation", validation_rows), ("test", test_rows)):
+        layout = _layout(wanted, num_parts, rows_per_row_group) if isinstance(wanted, int) else wanted
+        total = sum(map(sum, layout))
+        table = _tiny_rows(columns, first_row, total, np.random.default_rng([seed, first_row]))
+        splits[name] = Split(rows=total, parts=_write_parts(path, name, table, layout))
+        first_row += total
+    features_json = features.to_json().encode()
+    commit_bytes(path / "features.json", features_json)
+    manifest = Manifest(
+        name="tiny",
+        fingerprint=_fingerprint(splits),
+        columns=tuple(columns),
+        splits=splits,
+        rows_in=first_row,
+        rows_kept=first_row,
+        quarantined={},
+        features_sha256=hashlib.sha256(features_json).hexdigest(),
+        prepare={},
+        versions={"pyarrow": pa.__version__},
+    )
+    commit_bytes(path / "manifest.json", manifest.to_json().encode())
+    return Dataset(path, manifest)
+
+
+def _tiny_features(num_numeric: int, num_categorical: int) -> FittedFeatures:
+    numeric = [
+        FittedNumeric(name=f"numeric_{i}", input_type="double", fill=0.0, offset=0.0, scale=1.0)
+        for i in range(num_numeric)
+    ]
+    categorical = [
+        FittedCategorical(name=f"category_{i}", input_type="string", vocabulary=_TINY_VOCABULARY)
+        for i in range(num_categorical)
+    ]
+    return FittedFeatures(features=(*numeric, *categorical), target=Target("label"))
+
+
+def _layout(rows: int, num_parts: int, rows_per_row_group: int) -> list[list[int]]:
+    borders = [part * rows // num_parts for part in range(num_parts + 1)]
+    return [
+        [min(rows_per_row_group, stop - first) for first in range(start, stop, rows_per_row_group)]
+        for start, stop in pairwise(borders)
+    ]
+
+
+def _tiny_rows(
+    columns: Sequence[ColumnSpec], first_row: int, rows: int, random: np.random.Generator
+) -> pa.Table:
+    values: dict[str, np.ndarray] = {"row_id": np.arange(first_row, first_row + rows, dtype=np.int64)}
+    score = np.zeros(rows)
+    for column in columns:
+        if column.role != "feature":
+            continue
+        if column.dtype == "int32":
+            values[column.name] = random.integers(2, 2 + len(_TINY_VOCABULARY), rows, dtype=np.int32)
+            score += values[column.name] - 3.5
+        else:
+            values[column.name] = random.standard_normal(rows, dtype=np.float32)
+            score += values[column.name]
+    noise = random.logistic(0.0, 0.3, rows)
+    values["label"] = (score + noise > 0).astype(np.float32)
+    schema = pa.schema([column.field for column in columns])
+    return pa.table([values[name] for name in schema.names], schema=schema)
+
+
+def _write_parts(
+    path: Path, split: str, table: pa.Table, layout: Sequence[Sequence[int]]
+) -> tuple[Part, ...]:
+    (path / split).mkdir()
+    parts = []
+    first_row = 0
+    for number, row_groups in enumerate(layout):
+        file = path / split / f"part-{number:05d}-tiny.parquet"
+        with pq.ParquetWriter(file, table.schema, compression="lz4", write_page_checksum=True) as writer:
+            for rows in row_groups:
+                writer.write_table(table.slice(first_row, rows), row_group_size=max(rows, 1))
+                first_row += rows
+        part: Mapping[str, object] = {
+            "path": file.relative_to(path).as_posix(),
+            "rows": sum(row_groups),
+            "row_groups": tuple(row_groups),
+            "size_bytes": file.stat().st_size,
+            "digest": hashlib.sha256(file.read_bytes()).hexdigest(),
+        }
+        parts.append(Part.model_validate(part))
+    return tuple(parts)
+
+
+def _fingerprint(splits: Mapping[str, Split]) -> str:
+    digests = [part.digest for name in sorted(splits) for part in splits[name].parts]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
