@@ -5,7 +5,7 @@ Plain values: no pyspark, no torch, so that training and serving can read them t
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,44 +16,51 @@ class Declared(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Numeric(Declared):
+class _Feature(Declared):
+    name: str
+    column: str | None = None
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(name=name, **options)  # type: ignore[call-arg]  # the fields are the subclass' too
+
+    @property
+    def source(self) -> str:
+        """The raw column that this feature is made of."""
+        return self.column or self.name
+
+
+class Numeric(_Feature):
     """A numeric column, handed to the model as float32.
 
     Attributes:
-        name: the raw column, of any numeric type.
+        name: what the model knows it by.
+        column: the raw column, of any numeric type; None: the same as `name`.
         normalize: "standard" subtracts the training rows' mean and divides by their population standard
             deviation (a constant column is only centred); "none" keeps the value.
         fill: what a null, a NaN or an infinity becomes before normalizing: the training rows' "mean", or a number.
     """
 
     kind: Literal["numeric"] = "numeric"
-    name: str
     normalize: Literal["standard", "none"] = "standard"
     fill: Literal["mean"] | float = "mean"
 
-    def __init__(self, name: str, **options: object) -> None:
-        super().__init__(name=name, **options)
 
-
-class Categorical(Declared):
+class Categorical(_Feature):
     """A column of values from a vocabulary, handed to the model as int32 codes.
 
     Code 0 is null, code 1 is any value that the vocabulary lacks, codes from 2 on are the vocabulary by falling
     count (ties: by the value's code points).
 
     Attributes:
-        name: the raw column: string, integer or boolean.
+        name: what the model knows it by.
+        column: the raw column, text, integer or boolean; None: the same as `name`.
         max_size: keep at most this many values.
         min_count: keep only values seen in at least this many training rows.
     """
 
     kind: Literal["categorical"] = "categorical"
-    name: str
     max_size: int = Field(default=100_000, ge=1)
     min_count: int = Field(default=1, ge=1)
-
-    def __init__(self, name: str, **options: object) -> None:
-        super().__init__(name=name, **options)
 
 
 class Target(Declared):
@@ -65,8 +72,8 @@ class Target(Declared):
     name: str
     kind: Literal["binary"] = "binary"
 
-    def __init__(self, name: str, **options: object) -> None:
-        super().__init__(name=name, **options)
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(name=name, **options)  # type: ignore[call-arg]
 
 
 Feature = Annotated[Numeric | Categorical, Field(discriminator="kind")]

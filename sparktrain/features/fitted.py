@@ -33,6 +33,7 @@ class FittedNumeric(Declared):
 
     kind: Literal["numeric"] = "numeric"
     name: str
+    column: str
     input_type: InputType
     fill: float
     offset: float
@@ -50,6 +51,7 @@ class FittedCategorical(Declared):
 
     kind: Literal["categorical"] = "categorical"
     name: str
+    column: str
     input_type: InputType
     vocabulary: tuple[str, ...]
 
@@ -92,7 +94,7 @@ class FittedFeatures(Declared):
     @property
     def input_types(self) -> dict[str, InputType]:
         """Raw columns that `transform` needs, with their types."""
-        return {feature.name: feature.input_type for feature in self.features}
+        return {feature.column: feature.input_type for feature in self.features}
 
     def to_json(self) -> str:
         return to_json(self.model_dump(mode="json"))
@@ -110,7 +112,7 @@ class FittedFeatures(Declared):
             SchemaMismatch: with every column that is missing or can't be read as its declared type.
         """
         columns = self._read_columns(rows)
-        return {feature.name: feature.transform(columns[feature.name]) for feature in self.features}
+        return {feature.name: feature.transform(columns[feature.column]) for feature in self.features}
 
     def _read_columns(self, rows: pa.RecordBatch | pa.Table) -> Mapping[str, pa.Array]:
         missing = [name for name in self.input_types if name not in rows.schema.names]

@@ -23,7 +23,7 @@ def target_column(features: FittedFeatures) -> Column:
 
 
 def _numeric(feature: FittedNumeric) -> Column:
-    value = F.col(f"`{feature.name}`").cast("double")
+    value = F.col(f"`{feature.column}`").cast("double")
     # A comparison with NaN is not false in Spark (NaN is the largest number), so that it is asked for by name.
     finite = value.isNotNull() & ~F.isnan(value) & (F.abs(value) < F.lit(float("inf")))
     filled = F.when(finite, value).otherwise(F.lit(feature.fill))
@@ -31,7 +31,7 @@ def _numeric(feature: FittedNumeric) -> Column:
 
 
 def _categorical(feature: FittedCategorical) -> Column:
-    text = F.col(f"`{feature.name}`").cast("string")
+    text = F.col(f"`{feature.column}`").cast("string")
     codes = {value: code for code, value in enumerate(feature.vocabulary, FIRST_VOCABULARY_CODE)}
     # One literal, folded by the optimizer into a constant map: an expression per value would grow the plan.
     lookup = F.from_json(F.lit(json.dumps(codes)), "map<string,int>")

@@ -41,11 +41,14 @@ class Moments:
     sum: Bins = field(default_factory=dict)
     square_sum: Bins = field(default_factory=dict)
 
-    def add(self, column: pa.Array) -> None:
+    def add(self, column: pa.Array, name: str) -> None:
         values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
         values = values[np.isfinite(values)]
         if len(values) and (largest := float(np.abs(values).max())) > LARGEST:
-            raise ValueError(f"{largest:g}")
+            raise DataError(
+                f"Column `{name}` holds {largest:g}, beyond ±{LARGEST:g}, and can't be normalized. "
+                "Quarantine such rows by a rule."
+            )
         self.merge(Moments(len(values), exact_bins(values), exact_square_bins(values)))
 
     def merge(self, other: Moments) -> None:
@@ -104,7 +107,7 @@ def fit(
         input_types: type of each raw column.
         rules: names of the rules, in the order to report.
     """
-    columns = [F.col(f"`{name}`") for name in dict.fromkeys(f.name for f in features)]
+    columns = [F.col(f"`{name}`") for name in dict.fromkeys(f.source for f in features)]
     partials = marked.select(RULE_COLUMN, SPLIT_COLUMN, *columns).mapInArrow(_counter(features), _SCHEMA)
     rows = partials.groupBy("topic", "key").agg(
         F.sum("count").alias("count"), F.flatten(F.collect_list("moments")).alias("moments")
@@ -120,9 +123,9 @@ def fit(
     quarantined = counts.get("rule", {})
     kept = counts.get("split", {})
     fitted = [
-        _fit_numeric(f, moments[f.name], input_types[f.name])
+        _fit_numeric(f, moments[f.name], input_types[f.source])
         if isinstance(f, Numeric)
-        else _fit_categorical(f, counts.get(f"value:{f.name}", {}), input_types[f.name])
+        else _fit_categorical(f, counts.get(f"value:{f.name}", {}), input_types[f.source])
         for f in features
     ]
     return Fit(
@@ -138,6 +141,7 @@ def _fit_numeric(feature: Numeric, moments: Moments, input_type: InputType) -> F
     standard = feature.normalize == "standard"
     return FittedNumeric(
         name=feature.name,
+        column=feature.source,
         input_type=input_type,
         fill=mean if feature.fill == "mean" else feature.fill,
         offset=mean if standard else 0.0,
@@ -149,19 +153,26 @@ def _fit_categorical(feature: Categorical, counts: Mapping[str, int], input_type
     frequent = [(value, count) for value, count in counts.items() if count >= feature.min_count]
     frequent.sort(key=lambda item: (-item[1], item[0]))
     vocabulary = tuple(value for value, _ in frequent[: feature.max_size])
-    return FittedCategorical(name=feature.name, input_type=input_type, vocabulary=vocabulary)
+    return FittedCategorical(
+        name=feature.name, column=feature.source, input_type=input_type, vocabulary=vocabulary
+    )
 
 
 def _counter(features: Sequence[Feature]) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    numeric = tuple(f.name for f in features if isinstance(f, Numeric))
-    categorical = tuple(f.name for f in features if isinstance(f, Categorical))
-    return partial(count_partition, numeric=numeric, categorical=categorical)
+    return partial(
+        count_partition,
+        numeric={f.name: f.source for f in features if isinstance(f, Numeric)},
+        categorical={f.name: f.source for f in features if isinstance(f, Categorical)},
+    )
 
 
 def count_partition(
-    batches: Iterable[pa.RecordBatch], numeric: tuple[str, ...], categorical: tuple[str, ...]
+    batches: Iterable[pa.RecordBatch], numeric: Mapping[str, str], categorical: Mapping[str, str]
 ) -> Iterator[pa.RecordBatch]:
     """Count one Spark partition; runs on an executor.
+
+    Args:
+        numeric, categorical: raw column by feature.
 
     Yields one batch of (topic, key, count, moments): rows by rule and by split, training rows by value of each
     categorical column, and the moments of each numeric column.
@@ -173,15 +184,10 @@ def count_partition(
         kept = batch.filter(pc.is_null(batch.column(RULE_COLUMN)))
         _count_values(counts, "split", kept.column(SPLIT_COLUMN))
         training = kept.filter(pc.equal(kept.column(SPLIT_COLUMN), "train"))
-        for name in categorical:
-            _count_values(counts, f"value:{name}", training.column(name).cast(pa.string()))
-        for name in numeric:
-            try:
-                moments[name].add(training.column(name))
-            except ValueError as error:
-                raise DataError(
-                    f"Column `{name}` holds {error}, beyond ±{LARGEST:g}, and can't be normalized. Quarantine such rows by a rule."
-                ) from None
+        for name, column in categorical.items():
+            _count_values(counts, f"value:{name}", training.column(column).cast(pa.string()))
+        for name, column in numeric.items():
+            moments[name].add(training.column(column), column)
     rows = [{"topic": topic, "key": key, "count": count, "moments": []} for (topic, key), count in counts.items()]
     rows += [
         {"topic": "moments", "key": name, "count": m.count, "moments": [m.to_text()]} for name, m in moments.items()

@@ -10,7 +10,6 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import BooleanType, DataType, IntegralType, NumericType, StringType
 
+from sparktrain import __version__
 from sparktrain.config import PrepareConfig
 from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.dataset.manifest import ColumnSpec, Manifest, Part, Split
@@ -96,17 +96,18 @@ def _check_columns(df: DataFrame, features: Sequence[Feature], target: Target, k
             + ". Declare each column once, under another name than the reserved ones, the target not among the features."
         )
     types = {field.name: field.dataType for field in df.schema.fields}
-    wanted = [*names, target.name, *key]
+    wanted = [*(f.source for f in features), target.name, *key]
     missing = [n for n in dict.fromkeys(wanted) if n not in types]
     input_types: dict[str, InputType] = {}
     retyped: dict[str, tuple[str, str]] = {}
     for feature in features:
-        if feature.name in types:
-            kind, allowed = _input_type(feature, types[feature.name])
+        if feature.source in types:
+            kind, allowed = _input_type(feature, types[feature.source])
             if kind is None:
-                retyped[feature.name] = (types[feature.name].simpleString(), allowed)
-            else:
-                input_types[feature.name] = kind
+                retyped[feature.source] = (types[feature.source].simpleString(), allowed)
+            elif input_types.get(feature.source) != "long":
+                # An integer column may serve as a number and as a category: as "long" it can be both.
+                input_types[feature.source] = kind
     if missing or retyped:
         raise SchemaMismatch("the source", missing=missing, retyped=retyped, way_out=f"the source has {', '.join(df.columns)}")
     return input_types
@@ -184,7 +185,7 @@ def _write_manifest(staging: Path, name: str, found: Fit, parts: Mapping[str, li
         quarantined=found.quarantined,
         features_sha256=hashlib.sha256(features_json).hexdigest(),
         prepare=json.loads(config.model_dump_json()),
-        versions={"sparktrain": version("sparktrain"), "pyspark": pyspark.__version__, "pyarrow": pa.__version__},
+        versions={"sparktrain": __version__, "pyspark": pyspark.__version__, "pyarrow": pa.__version__},
     )
     commit_bytes(staging / "features.json", features_json)
     commit_json(staging / "manifest.json", manifest.model_dump(mode="json"))

@@ -1,0 +1,122 @@
+"""The Spark session of our commands: settings that make gangs safe, logs in a file, a clear word about Java."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+from sparktrain.config import Config
+from sparktrain.errors import JavaMissing, SparkFailed
+from sparktrain.storage import writable_directory
+
+OLDEST_JAVA = 17
+
+_LOG4J = """\
+rootLogger.level = warn
+rootLogger.appenderRef.file.ref = file
+appender.file.type = File
+appender.file.name = file
+appender.file.fileName = {file}
+appender.file.append = true
+appender.file.layout.type = PatternLayout
+appender.file.layout.pattern = %d{{yyyy-MM-dd HH:mm:ss}} %p %c{{1}}: %m%n%ex
+"""
+
+
+def find_java() -> int:
+    """Return the major version of the Java that Spark will use.
+
+    Raises:
+        JavaMissing: none, or older than 17.
+    """
+    home = os.environ.get("JAVA_HOME")
+    program = str(Path(home) / "bin" / "java") if home else "java"
+    where = f"in JAVA_HOME={home}" if home else "on PATH"
+    try:
+        # `java -version` writes to stderr, by tradition.
+        text = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
+    except (OSError, subprocess.TimeoutExpired):
+        raise JavaMissing(f"no Java {where}") from None
+    match = re.search(r'version "(?:1\.)?(\d+)', text)
+    if not match:
+        raise JavaMissing(f"something {where} that does not tell its version")
+    if int(match[1]) < OLDEST_JAVA:
+        raise JavaMissing(f"Java {match[1]} {where}")
+    return int(match[1])
+
+
+@contextmanager
+def spark_session(config: Config) -> Iterator[SparkSession]:
+    """Start Spark as `config` says (under spark-submit: take the one that is there), and stop it at the end.
+
+    Raises:
+        JavaMissing: before anything is started.
+        StorageUnwritable: before anything is started.
+        SparkFailed: Spark did not start.
+    """
+    root = writable_directory(config.storage.root)
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    builder = SparkSession.builder.appName(config.spark.app_name)
+    log = writable_directory(root / "logs") / "spark.log"
+    if not submitted:
+        find_java()
+        # Without it Spark's workers take the first `python3` on the PATH, not this environment's.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        for name, value in _settings(config, log).items():
+            builder = builder.config(name, value)
+    for name, value in config.spark.conf.items():
+        builder = builder.config(name, value)
+    try:
+        spark = builder.getOrCreate()
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise SparkFailed("Spark did not start", lines[0], str(log) if log.exists() else None) from None
+    try:
+        if submitted:
+            # What goes wrong in a rank or a Spark task is told by our own errors, with the whole stack in a file.
+            spark.sparkContext.setLogLevel("FATAL")
+        ship_package(spark, "pipelines")
+        yield spark
+    finally:
+        spark.stop()
+
+
+def _settings(config: Config, log: Path) -> dict[str, str]:
+    settings = log.with_name("log4j2.properties")
+    settings.write_text(_LOG4J.format(file=log), encoding="utf-8")
+    ours = {
+        "spark.master": config.spark.master,
+        "spark.ui.showConsoleProgress": "false",
+        "spark.ui.enabled": "false",
+        "spark.sql.session.timeZone": "UTC",  # what a timestamp means must not depend on the machine
+        "spark.sql.warehouse.dir": str(log.parent.parent / "spark-warehouse"),
+        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{settings}",
+    }
+    if config.spark.master.startswith("local"):
+        ours |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+    return ours
+
+
+def ship_package(spark: SparkSession, name: str) -> None:
+    """Send a package of the driver's to the executors, so that ranks can import the pipeline's own code."""
+    package = sys.modules.get(name) or __import__(name)
+    folder = Path(next(iter(package.__path__)))
+    scratch = Path(tempfile.mkdtemp(prefix="sparktrain-ship-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # Spark serves the file as long as it runs
+    archive = scratch / f"{name}.zip"
+    with zipfile.ZipFile(archive, "w") as bundle:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                bundle.write(file, Path(name) / file.relative_to(folder))
+    spark.sparkContext.addPyFile(str(archive))
