@@ -83,12 +83,12 @@ def write_tiny_dataset(
 
 def _tiny_features(num_numeric: int, num_categorical: int) -> FittedFeatures:
     numeric = [
-        FittedNumeric(name=f"numeric_{i}", input_type="double", fill=0.0, offset=0.0, scale=1.0)
-        for i in range(num_numeric)
+        FittedNumeric(name=name, column=name, input_type="double", fill=0.0, offset=0.0, scale=1.0)
+        for name in (f"numeric_{i}" for i in range(num_numeric))
     ]
     categorical = [
-        FittedCategorical(name=f"category_{i}", input_type="string", vocabulary=_TINY_VOCABULARY)
-        for i in range(num_categorical)
+        FittedCategorical(name=name, column=name, input_type="string", vocabulary=_TINY_VOCABULARY)
+        for name in (f"category_{i}" for i in range(num_categorical))
     ]
     return FittedFeatures(features=(*numeric, *categorical), target=Target("label"))
 

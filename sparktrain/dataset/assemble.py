@@ -28,7 +28,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What fixes the rows of one epoch: the plan, the order of row groups, the key of the order inside them."""
+    """What fixes the rows of one epoch: the plan, the order of row groups, and the key of their rows."""
 
     plan: Plan
     order: EpochOrder

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from sparktrain.dataset.manifest import FEATURES_FILE, MANIFEST_FILE, ColumnSpec, Manifest, Part, Split
 from sparktrain.dataset.plan import Plan, Tail, count_steps
@@ -81,7 +82,13 @@ class Dataset:
             raise DatasetInvalid(
                 str(self.path), f"{FEATURES_FILE} was changed after the manifest was written"
             )
-        return FittedFeatures.from_json(content)
+        try:
+            return FittedFeatures.from_json(content)
+        except ValidationError as error:
+            raise DatasetInvalid(
+                str(self.path),
+                f"{FEATURES_FILE} is of another version of sparktrain ({error.errors()[0]['msg']})",
+            ) from error
 
     def num_rows(self, split: str) -> int:
         return self._split(split).rows

@@ -1,0 +1,398 @@
+"""Batches from files: the same at any world size, once each, from any step on, and no thread left behind."""
+
+import gc
+import json
+import multiprocessing
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sparktrain.dataset import Dataset, Stream
+from sparktrain.dataset.assemble import Assembler
+from sparktrain.dataset.prefetch import THREAD_NAME
+from sparktrain.dataset.read import RowGroupReader
+from sparktrain.errors import ConfigError, NameUnknown, StreamMoved, StreamStateMismatch, TooFewRows
+from sparktrain.testing import write_tiny_dataset
+from sparktrain.world import World
+
+UNEQUAL = [[17, 3, 64], [], [1], [64, 64, 0, 40], [5] * 12]
+WORLD_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return write_tiny_dataset(
+        tmp_path_factory.mktemp("data") / "tiny", UNEQUAL, validation_rows=50, test_rows=3
+    )
+
+
+def row_ids(batches: Iterable[dict[str, torch.Tensor]]) -> list[list[int]]:
+    return [batch["row_id"].tolist() for batch in batches]
+
+
+def flat(lists: Iterable[list[int]]) -> list[int]:
+    return list(chain.from_iterable(lists))
+
+
+def reader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == THREAD_NAME]
+
+
+def gang_of(dataset: Dataset, size: int, **options: Any) -> list[list[dict[str, torch.Tensor]]]:
+    """One epoch of every rank: [rank][step]."""
+    return [list(dataset.stream("train", 32, world=World(rank, size), **options)) for rank in range(size)]
+
+
+def test_a_batch_holds_every_column_and_the_weight(dataset: Dataset) -> None:
+    stream = dataset.stream("train", 32)
+    batch = next(iter(stream))
+    dtypes = {name: values.dtype for name, values in batch.items()}
+    assert dtypes == {
+        "row_id": torch.int64,
+        "numeric_0": torch.float32,
+        "numeric_1": torch.float32,
+        "category_0": torch.int32,
+        "label": torch.float32,
+        "row_weight": torch.float32,
+    }
+    assert {tuple(values.shape) for values in batch.values()} == {(32,)}
+    assert stream.rows_per_step == 32
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_the_values_of_a_row_stay_together(dataset: Dataset, shuffle: bool) -> None:
+    stored = dataset.to_arrow("train")
+    order = np.argsort(stored["row_id"].to_numpy())
+    for batch in dataset.stream("train", 32, tail="mask", shuffle=shuffle):
+        rows = order[batch["row_id"].numpy()]
+        for name in stored.column_names:
+            assert np.array_equal(batch[name].numpy(), stored[name].to_numpy()[rows])
+
+
+@pytest.mark.parametrize("tail", ["drop", "mask"])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_global_batches_are_the_same_at_any_world_size(dataset: Dataset, tail: Any, shuffle: bool) -> None:
+    alone = row_ids(gang_of(dataset, 1, tail=tail, shuffle=shuffle)[0])
+    for size in WORLD_SIZES:
+        ranks = gang_of(dataset, size, tail=tail, shuffle=shuffle)
+        assert {len(steps) for steps in ranks} == {len(alone)}, "unequal steps hang a gang"
+        together = [flat(row_ids(parts)) for parts in zip(*ranks, strict=True)]
+        assert together == alone
+
+
+def test_every_row_comes_once_under_mask_and_padding_repeats_rows(dataset: Dataset) -> None:
+    for shuffle in (True, False):
+        batches = [batch for rank in gang_of(dataset, 3, tail="mask", shuffle=shuffle) for batch in rank]
+        ids = torch.cat([batch["row_id"] for batch in batches])
+        weights = torch.cat([batch["row_weight"] for batch in batches])
+        assert sorted(ids[weights == 1].tolist()) == list(range(dataset.num_rows("train")))
+        assert set(weights.tolist()) == {0.0, 1.0}
+        assert set(ids[weights == 0].tolist()) <= set(range(dataset.num_rows("train")))
+
+
+def test_no_row_comes_twice_under_drop_and_each_epoch_has_another_order(dataset: Dataset) -> None:
+    stream = dataset.stream("train", 32)
+    epochs = [flat(row_ids(stream)) for _ in range(3)]
+    for ids in epochs:
+        assert len(ids) == len(set(ids)) == stream.steps_per_epoch * 32
+    assert len({tuple(ids) for ids in epochs}) == 3
+    assert len({frozenset(ids) for ids in epochs}) == 3, "the rows left out should differ too"
+
+
+def test_the_seed_fixes_the_order(dataset: Dataset) -> None:
+    first, again, other = (row_ids(dataset.stream("train", 32, seed=seed)) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("num_prefetch", [1, 3, 8, 100])
+def test_reading_ahead_changes_no_batch(dataset: Dataset, num_prefetch: int) -> None:
+    assert row_ids(dataset.stream("train", 16, num_prefetch=num_prefetch)) == row_ids(
+        dataset.stream("train", 16)
+    )
+
+
+def test_a_split_smaller_than_a_batch_is_one_masked_step(dataset: Dataset) -> None:
+    for size in (1, 4):
+        batches = [
+            batch
+            for rank in range(size)
+            for batch in dataset.stream("test", 64, world=World(rank, size), tail="mask")
+        ]
+        assert len(batches) == size
+        weights = torch.cat([batch["row_weight"] for batch in batches])
+        ids = torch.cat([batch["row_id"] for batch in batches])
+        first = dataset.num_rows("train") + dataset.num_rows("validation")
+        assert sorted(ids[weights == 1].tolist()) == [first, first + 1, first + 2]
+        assert torch.cat([batch["category_0"] for batch in batches]).min() >= 2
+
+
+def test_too_few_rows_are_refused_with_the_way_out(dataset: Dataset) -> None:
+    said = r"`test` .* has 3 rows, global_batch_size is 64: .* to 3 or less, or use tail='mask'"
+    with pytest.raises(TooFewRows, match=said):
+        dataset.stream("test", 64)
+    with pytest.raises(TooFewRows, match=said):
+        dataset.steps_per_epoch("test", 64)
+
+
+def test_a_split_without_rows_is_refused_whatever_the_tail(tmp_path: Path) -> None:
+    empty = write_tiny_dataset(tmp_path / "tiny", [[], []])
+    for tail in ("drop", "mask"):
+        with pytest.raises(TooFewRows, match="has 0 rows"):
+            empty.stream("train", 8, tail=tail)
+
+
+def test_wrong_names_and_numbers_are_refused(dataset: Dataset) -> None:
+    with pytest.raises(NameUnknown, match=r"no split `trian`.* Did you mean `train`"):
+        dataset.stream("trian", 8)
+    with pytest.raises(NameUnknown, match="no column `numeric_9`"):
+        dataset.stream("train", 8, columns=["numeric_9"])
+    with pytest.raises(ConfigError, match="num_lanes is 8, which must divide global_batch_size 20"):
+        dataset.stream("train", 20)
+    with pytest.raises(ConfigError, match="num_prefetch is 0"):
+        dataset.stream("train", 8, num_prefetch=0)
+
+
+def test_columns_can_be_chosen(dataset: Dataset) -> None:
+    batch = next(iter(dataset.stream("train", 8, columns=["label", "row_id"])))
+    assert list(batch) == ["label", "row_id", "row_weight"]
+
+
+def through_json(stream: Stream) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads(json.dumps(stream.state_dict()))
+    return state
+
+
+def test_a_state_counts_batches_handed_out_and_not_those_read_ahead(dataset: Dataset) -> None:
+    stream = dataset.stream("train", 16, num_prefetch=16)
+    for number, _ in enumerate(stream, 1):
+        assert (stream.state_dict()["epoch"], stream.state_dict()["step"]) == (0, number)
+    assert (stream.epoch, stream.step) == (1, 0)
+
+
+@pytest.mark.parametrize("tail", ["drop", "mask"])
+def test_a_resume_at_any_step_goes_on_as_if_nothing_had_happened(dataset: Dataset, tail: Any) -> None:
+    whole = dataset.stream("train", 32, tail=tail)
+    straight = row_ids(whole) + row_ids(whole)
+    for step in range(len(straight) // 2 + 1):
+        first = dataset.stream("train", 32, tail=tail)
+        taken = [batch for _, batch in zip(range(step), iter(first), strict=False)]
+        second = dataset.stream("train", 32, tail=tail)
+        second.load_state_dict(through_json(first))
+        assert row_ids(taken) + row_ids(second) + row_ids(second) == straight
+
+
+def test_three_resumes_at_other_world_sizes_lose_and_repeat_nothing(dataset: Dataset) -> None:
+    whole = dataset.stream("train", 16, num_lanes=4)
+    straight = row_ids(whole) + row_ids(whole)
+    state = dataset.stream("train", 16, num_lanes=4).state_dict()
+    batches: list[list[int]] = []
+    for size, num_steps in ((2, 3), (3, 5), (5, 9), (1, 1000)):
+        ranks = [dataset.stream("train", 16, num_lanes=4, world=World(rank, size)) for rank in range(size)]
+        for rank in ranks:
+            rank.load_state_dict(state)
+        steps: list[list[list[int]]] = [[] for _ in range(size)]
+        for taken, rank in zip(steps, ranks, strict=True):
+            while len(taken) < num_steps and rank.epoch < 2:
+                for batch in rank:
+                    taken.append(batch["row_id"].tolist())
+                    if len(taken) == num_steps:
+                        break
+        state = through_json(ranks[-1])
+        batches += [flat(parts) for parts in zip(*steps, strict=True)]
+    assert batches == straight
+
+
+def test_a_state_of_other_batches_is_refused_with_every_difference(dataset: Dataset) -> None:
+    state = dataset.stream("train", 32, seed=1).state_dict()
+    other = dataset.stream("validation", 16, num_lanes=4, seed=2, tail="mask", shuffle=False)
+    with pytest.raises(StreamStateMismatch) as caught:
+        other.load_state_dict({**state, "fingerprint": "0" * 32, "step": -1})
+    for said in (
+        "seed: the state has 1",
+        "fingerprint",
+        "global_batch_size: the state has 32, the stream 16",
+    ):
+        assert said in str(caught.value)
+    for said in ("num_lanes", "split: the state has 'train'", "tail", "shuffle", "step: the state has -1"):
+        assert said in str(caught.value)
+    assert (other.epoch, other.step) == (0, 0)
+
+
+@pytest.mark.parametrize("changed", [{"version": 2}, {"step": 10**6}, {"step": "3"}, {"epoch": None}])
+def test_a_state_that_makes_no_sense_is_refused(dataset: Dataset, changed: dict[str, Any]) -> None:
+    stream = dataset.stream("train", 32)
+    with pytest.raises(StreamStateMismatch, match=next(iter(changed))):
+        stream.load_state_dict({**stream.state_dict(), **changed})
+
+
+def test_breaking_out_leaves_no_thread_and_keeps_the_place(dataset: Dataset) -> None:
+    stream = dataset.stream("train", 16)
+    taken = []
+    for batch in stream:
+        taken.append(batch)
+        if len(taken) == 2:
+            break
+    assert not reader_threads()
+    rest = row_ids(stream)
+    assert row_ids(taken) + rest == row_ids(dataset.stream("train", 16))
+    assert not reader_threads()
+
+
+def test_an_error_of_the_consumer_leaves_no_thread(dataset: Dataset) -> None:
+    def consume() -> None:
+        for _ in dataset.stream("train", 16):
+            raise KeyError("consumer")
+
+    with pytest.raises(KeyError, match="consumer"):
+        consume()
+    gc.collect()
+    assert not reader_threads()
+
+
+def test_a_forgotten_iteration_leaves_no_thread(dataset: Dataset) -> None:
+    batches = iter(dataset.stream("train", 16))
+    next(batches)
+    assert reader_threads()
+    del batches
+    gc.collect()
+    assert not reader_threads()
+
+
+def test_no_thread_starts_before_the_first_batch_is_asked_for(dataset: Dataset) -> None:
+    stream = dataset.stream("train", 16)
+    batches = iter(stream)
+    assert not reader_threads()
+    next(batches)
+    assert len(reader_threads()) == 1
+
+
+def test_an_old_iteration_does_not_move_the_stream(dataset: Dataset) -> None:
+    stream = dataset.stream("train", 16)
+    old = iter(stream)
+    next(old)
+    state = stream.state_dict()
+    stream.load_state_dict(state)
+    with pytest.raises(StreamMoved):
+        next(old)
+    assert stream.state_dict() == state
+    assert not reader_threads()
+
+
+def test_an_error_of_the_reader_reaches_the_consumer_after_the_batches_before_it(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    read_blocks = RowGroupReader.read_blocks
+
+    def fail_late(self: RowGroupReader, *arguments: Any) -> Any:
+        reads.append(arguments)
+        if len(reads) == 12:
+            raise OSError("the disk is gone")
+        return read_blocks(self, *arguments)
+
+    monkeypatch.setattr(RowGroupReader, "read_blocks", fail_late)
+    taken = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        for batch in dataset.stream("train", 16, num_prefetch=1):
+            taken.append(batch)
+    assert len(reads) == 12, "the fault did not fire"
+    assert 0 < len(taken) < dataset.steps_per_epoch("train", 16)
+    assert not reader_threads()
+
+
+def test_the_reader_holds_no_more_row_groups_than_lanes(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    row_group = Assembler._row_group
+
+    def count(self: Assembler, lane: int, number: int) -> Any:
+        blocks = row_group(self, lane, number)
+        held.append(len(self._held))
+        return blocks
+
+    monkeypatch.setattr(Assembler, "_row_group", count)
+    for _ in dataset.stream("train", 64, num_lanes=4):
+        pass
+    assert max(held) == 4
+
+
+def test_the_reader_waits_when_enough_batches_are_ready(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assembled = []
+    assemble = Assembler._assemble
+    monkeypatch.setattr(
+        Assembler,
+        "_assemble",
+        lambda self, first, last: (assembled.append(last), assemble(self, first, last))[1],
+    )
+    batches = iter(dataset.stream("train", 8, num_prefetch=2))
+    next(batches)
+    deadline = time.monotonic() + 20
+    while len(assembled) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    # one chunk is being handed out, one is ready, one waits for room
+    assert assembled == [2, 4, 6]
+
+
+def test_waiting_is_measured(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_blocks = RowGroupReader.read_blocks
+
+    def slow(self: RowGroupReader, *arguments: Any) -> Any:
+        time.sleep(0.02)
+        return read_blocks(self, *arguments)
+
+    monkeypatch.setattr(RowGroupReader, "read_blocks", slow)
+    stream = dataset.stream("train", 32)
+    assert stream.wait_seconds == 0.0
+    began = time.perf_counter()
+    next(iter(stream))
+    assert 0.1 < stream.wait_seconds <= time.perf_counter() - began
+
+
+def _iterate(stream: Stream, answers: Any) -> None:
+    answers.put(row_ids(stream))
+
+
+def test_a_stream_that_was_not_yet_iterated_survives_a_fork(dataset: Dataset) -> None:
+    stream = dataset.stream("train", 32)
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    child = context.Process(target=_iterate, args=(stream, answers))
+    child.start()
+    assert answers.get() == row_ids(stream)
+    child.join(30)
+    assert child.exitcode == 0
+
+
+def test_a_process_can_end_in_the_middle_of_an_epoch(dataset: Dataset) -> None:
+    program = (
+        "import sys; from sparktrain.dataset import open_dataset\n"
+        "batches = iter(open_dataset(sys.argv[1]).stream('train', 8))\n"
+        "print(len(next(batches)))"
+    )
+    command = [sys.executable, "-c", program, str(dataset.path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "6\n", "")
+
+
+def test_datasets_are_opened_without_torch(dataset: Dataset) -> None:
+    program = (
+        "import sys; from sparktrain.dataset import open_dataset\n"
+        "dataset = open_dataset(sys.argv[1]); dataset.verify(); dataset.features; dataset.to_arrow('train')\n"
+        "print(dataset.steps_per_epoch('train', 8), 'torch' in sys.modules, 'pyspark' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program, str(dataset.path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stdout.split()[1:] == ["False", "False"]
