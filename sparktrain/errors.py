@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 EXIT_CONFIG = 2
 EXIT_DATA = 3
@@ -28,6 +29,8 @@ class SparktrainError(Exception):
     """Root of everything this package raises on purpose; `exit_code` is what a command ends with."""
 
     exit_code = EXIT_INFRASTRUCTURE
+    result: Mapping[str, object] = MappingProxyType({})
+    """What the run left behind, for those who read it by machine; set where a run directory exists."""
 
 
 class ConfigError(SparktrainError, ValueError):
@@ -93,8 +96,10 @@ class TooManyQuarantined(DataError):
 class DatasetInvalid(DataError):
     """A dataset directory that is not what its manifest says."""
 
-    def __init__(self, path: str, problem: str, way_out: str = "prepare it again") -> None:
-        super().__init__(f"The dataset at {path} can't be used: {problem}. Way out: {way_out}.")
+    def __init__(self, path: str, problem: str | Sequence[str], way_out: str = "prepare it again") -> None:
+        problems = [problem] if isinstance(problem, str) else problem
+        listed = f"\n{bullet_list(problems)}\n" if len(problems) > 1 else f" {problems[0]}. "
+        super().__init__(f"The dataset at {path} can't be used:{listed}Way out: {way_out}.")
 
 
 class StorageUnwritable(SparktrainError):
@@ -309,4 +314,41 @@ class StreamMoved(SparktrainError, RuntimeError):
         super().__init__(
             "This iteration of the stream is over: a newer one was started, or a state was loaded. "
             "One at a time reads a stream. Take batches from the newest `iter(stream)`."
+        )
+
+
+class ModelNotFound(SparktrainError, ValueError):
+    """No such model in the registry; names those that there are."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, given: str, registry: str, known: Mapping[str, Sequence[str]]) -> None:
+        lines = [f"{name}: {', '.join(references) or 'no version'}" for name, references in known.items()]
+        hint = nearest(given.removeprefix("models:/").partition("@")[0].partition("/")[0], known)
+        super().__init__(
+            f"There is no model {given} in {registry}."
+            + (f" Registered models:\n{bullet_list(lines)}" if lines else " No model is registered there.")
+            + (f"\nDid you mean `{hint}`?" if hint and hint not in given else "")
+            + "\nGive models:/<name>@<alias> or models:/<name>/<version>; training registers a model."
+        )
+
+
+class ModelUnusable(SparktrainError, ValueError):
+    """A model that is there and can't be used: of another kind, or damaged."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, model: str, problem: str, way_out: str) -> None:
+        super().__init__(f"The model {model} can't be used: {problem}. Way out: {way_out}.")
+
+
+class OutputExists(SparktrainError, ValueError):
+    """Something is already where the result should go."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"{path} exists already, and nothing is overwritten. Give another score.output, remove it, or leave "
+            "score.output empty for a new folder under storage.root."
         )

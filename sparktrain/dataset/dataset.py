@@ -13,11 +13,20 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from pydantic import ValidationError
 
-from sparktrain.dataset.manifest import FEATURES_FILE, MANIFEST_FILE, ColumnSpec, Manifest, Part, Split
+from sparktrain.dataset.manifest import (
+    EXAMPLES_FILE,
+    FEATURES_FILE,
+    MANIFEST_FILE,
+    ColumnSpec,
+    Manifest,
+    Part,
+    Split,
+)
 from sparktrain.dataset.plan import Plan, Tail, count_steps
-from sparktrain.dataset.read import PartUnusable, RowGroupReader, SchemaDifference, open_part
-from sparktrain.errors import DatasetInvalid, NameUnknown, TooFewRows, bullet_list
+from sparktrain.dataset.read import FileUnusable, RowGroupReader, SchemaDifference, open_part
+from sparktrain.errors import DatasetInvalid, NameUnknown, TooFewRows
 from sparktrain.features import FittedFeatures
+from sparktrain.features.fitted import ARROW_TYPES
 from sparktrain.world import World
 
 if TYPE_CHECKING:
@@ -73,22 +82,22 @@ class Dataset:
             DatasetInvalid: when features.json is missing or not the one that the manifest means.
         """
         try:
-            content = (self.path / FEATURES_FILE).read_bytes()
-        except OSError as error:
-            raise DatasetInvalid(
-                str(self.path), f"{FEATURES_FILE} can't be read ({error.strerror})"
-            ) from error
-        if hashlib.sha256(content).hexdigest() != self.manifest.features_sha256:
-            raise DatasetInvalid(
-                str(self.path), f"{FEATURES_FILE} was changed after the manifest was written"
-            )
+            return self._read_features()
+        except FileUnusable as error:
+            raise DatasetInvalid(str(self.path), str(error)) from error
+
+    def examples(self) -> pa.Table:
+        """A few raw rows as they came to preparation: the columns and types that the features are made of.
+
+        Raises:
+            DatasetInvalid: when examples.json is missing or does not fit the features.
+        """
+        types = self.features.input_types
+        schema = pa.schema([(name, ARROW_TYPES[input_type]) for name, input_type in types.items()])
         try:
-            return FittedFeatures.from_json(content)
-        except ValidationError as error:
-            raise DatasetInvalid(
-                str(self.path),
-                f"{FEATURES_FILE} is of another version of sparktrain ({error.errors()[0]['msg']})",
-            ) from error
+            return pa.Table.from_pylist(json.loads((self.path / EXAMPLES_FILE).read_bytes()), schema)
+        except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
+            raise DatasetInvalid(str(self.path), f"{EXAMPLES_FILE} can't be read ({error})") from error
 
     def num_rows(self, split: str) -> int:
         return self._split(split).rows
@@ -168,13 +177,17 @@ class Dataset:
             SchemaMismatch: when the only fault is that columns differ, in the same way in all the parts it
             names. DatasetInvalid: with everything else, all at once.
         """
-        problems = list(self._features_problems())
+        problems: list[str] = []
         differing: dict[SchemaDifference, list[str]] = {}
+        try:
+            self._read_features()
+        except FileUnusable as error:
+            problems.append(str(error))
         for part in self._parts():
             try:
                 with open_part(self.path, part) as file:
                     difference = SchemaDifference.between(file.schema_arrow, self.manifest.schema)
-            except PartUnusable as error:
+            except FileUnusable as error:
                 problems.append(str(error))
                 continue
             if any(difference):
@@ -184,14 +197,22 @@ class Dataset:
             raise mismatches[0]
         problems += map(str, mismatches)
         if problems:
-            raise DatasetInvalid(str(self.path), "\n" + bullet_list(problems) + "\n")
+            raise DatasetInvalid(str(self.path), problems)
 
-    def _features_problems(self) -> Sequence[str]:
+    def _read_features(self) -> FittedFeatures:
         try:
-            _ = self.features
-        except ValueError as error:
-            return [str(error)]
-        return []
+            content = (self.path / FEATURES_FILE).read_bytes()
+        except OSError as error:
+            raise FileUnusable(f"{FEATURES_FILE} can't be read ({error.strerror})") from error
+        if hashlib.sha256(content).hexdigest() != self.manifest.features_sha256:
+            raise FileUnusable(f"{FEATURES_FILE} was changed after the manifest was written")
+        try:
+            return FittedFeatures.from_json(content)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise FileUnusable(
+                f"{FEATURES_FILE} was written by another version of sparktrain ({reason})"
+            ) from error
 
     def _parts(self) -> Sequence[Part]:
         return [part for split in self.manifest.splits.values() for part in split.parts]

@@ -16,6 +16,7 @@ from sparktrain.storage import to_json
 FORMAT: Literal["sparktrain.dataset/1"] = "sparktrain.dataset/1"
 MANIFEST_FILE = "manifest.json"
 FEATURES_FILE = "features.json"
+EXAMPLES_FILE = "examples.json"  # a few raw rows
 WEIGHT_COLUMN = "row_weight"  # batches carry it beside the columns
 
 Dtype = Literal["int64", "int32", "float32"]

@@ -68,6 +68,10 @@ class Gang:
             "attempt": attempt,
         }
 
+    def check(self) -> None:
+        """Raise `NotEnoughSlots` if Spark could not start all ranks at once."""
+        check_slots(self._spark, self._ranks)
+
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """Call `function(*args)` in every rank and return the values, by rank.
 
@@ -76,7 +80,7 @@ class Gang:
             RankFailed: a rank raised; names the culprit, not those who lost their peer by it.
             RankLost: a rank vanished.
         """
-        check_slots(self._spark, self._ranks)
+        self.check()
         payload = _pickle(function, args)
         if self._directory is not None:
             return self._launch(attempt_directory(Path(self._directory)), payload)

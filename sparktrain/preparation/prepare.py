@@ -22,7 +22,8 @@ from pyspark.sql.types import BooleanType, DataType, IntegralType, NumericType, 
 from sparktrain import __version__
 from sparktrain.config import PrepareConfig
 from sparktrain.dataset import Dataset, open_dataset
-from sparktrain.dataset.manifest import ColumnSpec, Manifest, Part, Split
+from sparktrain.dataset.dataset import LATEST_FILE
+from sparktrain.dataset.manifest import EXAMPLES_FILE, FEATURES_FILE, MANIFEST_FILE, ColumnSpec, Manifest, Part, Split
 from sparktrain.errors import DataError, NoRowsLeft, SchemaMismatch, TooManyQuarantined
 from sparktrain.features import Categorical, Feature, FittedFeatures, Numeric, Target
 from sparktrain.features.fitted import InputType
@@ -34,6 +35,8 @@ from sparktrain.preparation.write import part_schema, write_parts
 from sparktrain.storage import commit_bytes, commit_json, writable_directory
 
 logger = logging.getLogger(__name__)
+
+NUM_EXAMPLES = 5
 
 
 def prepare(
@@ -77,7 +80,9 @@ def prepare(
             _write_quarantine(marked, df.columns, found, staging)
             _check_counts(found, config, staging, home)
             logger.info("shuffling and writing %s rows", f"{sum(found.split_rows.values()):,}")
-            parts = write_parts(marked.where(F.col(RULE_COLUMN).isNull()), found.features, staging, config)
+            kept = marked.where(F.col(RULE_COLUMN).isNull())
+            parts = write_parts(kept, found.features, staging, config)
+            commit_json(staging / EXAMPLES_FILE, _examples(kept, found.features))
             _write_manifest(staging, name, found, parts, config)
             return open_dataset(_publish(staging, home))
     finally:
@@ -163,6 +168,13 @@ def _check_counts(found: Fit, config: PrepareConfig, staging: Path, home: Path) 
         )
 
 
+def _examples(kept: DataFrame, features: FittedFeatures) -> list[dict[str, object]]:
+    """A few raw rows as they came, the same ones every time: what a served model shows people to send."""
+    columns = [F.col(f"`{name}`").cast(kind) for name, kind in features.input_types.items()]
+    rows = kept.orderBy(ROW_ID_COLUMN).limit(NUM_EXAMPLES).select(*columns).collect()
+    return [row.asDict() for row in rows]
+
+
 def _write_manifest(staging: Path, name: str, found: Fit, parts: Mapping[str, list[Part]], config: PrepareConfig) -> None:
     """Write `features.json`, then the manifest: from then on the directory is a dataset."""
     splits = {s: Split(rows=sum(p.rows for p in parts.get(s, [])), parts=tuple(parts.get(s, []))) for s in SPLITS}
@@ -187,8 +199,8 @@ def _write_manifest(staging: Path, name: str, found: Fit, parts: Mapping[str, li
         prepare=json.loads(config.model_dump_json()),
         versions={"sparktrain": __version__, "pyspark": pyspark.__version__, "pyarrow": pa.__version__},
     )
-    commit_bytes(staging / "features.json", features_json)
-    commit_json(staging / "manifest.json", manifest.model_dump(mode="json"))
+    commit_bytes(staging / FEATURES_FILE, features_json)
+    commit_json(staging / MANIFEST_FILE, manifest.model_dump(mode="json"))
 
 
 def _columns(features: FittedFeatures) -> tuple[ColumnSpec, ...]:
@@ -212,10 +224,10 @@ def fingerprint(columns: Sequence[ColumnSpec], features_json: bytes, splits: Map
 
 def _publish(staging: Path, home: Path) -> Path:
     """Move the dataset to its name and point `latest.json` to it."""
-    name = json.loads((staging / "manifest.json").read_bytes())["fingerprint"]
+    name = json.loads((staging / MANIFEST_FILE).read_bytes())["fingerprint"]
     final = home / name
-    if not (final / "manifest.json").exists():
+    if not (final / MANIFEST_FILE).exists():
         shutil.rmtree(final, ignore_errors=True)
         os.rename(staging, final)
-    commit_json(home / "latest.json", {"path": name})
+    commit_json(home / LATEST_FILE, {"path": name})
     return final

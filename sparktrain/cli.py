@@ -1,0 +1,240 @@
+"""The terminal face: `sparktrain prepare|train|score|run|doctor CONFIG [section.key=value …] [--json]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from sparktrain.config import Config, load_config
+from sparktrain.errors import EXIT_INFRASTRUCTURE, SparktrainError
+from sparktrain.terminal import log_to
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from sparktrain.dataset import Dataset
+
+Work = Callable[[Config, "SparkSession", Console], dict[str, Any]]
+
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+app = typer.Typer(
+    name="sparktrain",
+    help="Take a Spark DataFrame to a trained, registered PyTorch model.\n\n"
+    "DataFrame → prepare → dataset → train → MLflow run → model → score → DataFrame\n\n"
+    "Every command takes a YAML file and changes to it, such as: "
+    "sparktrain run conf/flight_delays.yaml train.epochs=2 storage.root=/tmp/try",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, such as conf/flight_delays.yaml")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="changes to the file, such as train.ranks=4 resume=true"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, everything else on stderr")]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, handled on the same path as Ctrl-C."""
+
+
+@app.command()
+def prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Clean, fit, shuffle and write the pipeline's data as a dataset for streaming.
+
+    The dataset lies under <storage.root>/datasets/<pipeline>/<fingerprint>; rows that broke a rule lie in its
+    quarantine/. The same input and configuration give the same fingerprint.
+    """
+    run_command(config, overrides or [], as_json, prepare_work)
+
+
+@app.command()
+def train(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Train on the dataset that was prepared last, log the run to MLflow, register the model.
+
+    resume=true continues the newest run that did not finish, from its newest valid checkpoint.
+    """
+    run_command(config, overrides or [], as_json, train_work)
+
+
+@app.command()
+def score(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Score the pipeline's raw rows with the registered model; write them with a `probability`, as Parquet."""
+    run_command(config, overrides or [], as_json, score_work)
+
+
+@app.command()
+def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Do all of it: prepare, train, register, score."""
+    run_command(config, overrides or [], as_json, run_work)
+
+
+@app.command()
+def doctor(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Look for what would make a run fail, before one is started; each finding names its way out."""
+    console = Console(stderr=as_json)
+    with outcome_as_exit_code(as_json):
+        from sparktrain.doctor import examine
+        from sparktrain.terminal import findings_table
+
+        findings = examine(read_config(config, overrides or []))
+        console.print(findings_table(findings))
+        failed = any(finding["level"] == "error" for finding in findings)
+        if as_json:
+            print_json({"status": "failed" if failed else "finished", "findings": findings})
+        if failed:
+            raise typer.Exit(EXIT_INFRASTRUCTURE)
+
+
+def prepare_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
+    from sparktrain.stages import dataset_result
+
+    return dataset_result(_prepare(config, spark, console))
+
+
+def train_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
+    from sparktrain.stages import newest_dataset
+
+    result = _train(config, spark, newest_dataset(config), console)
+    _show_run(config, result, console)
+    return result
+
+
+def score_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
+    result = _score(config, spark, console)
+    line = f"{result['rows']:,} rows scored by {result['model_uri']}: {result['output']}"
+    console.print(line, highlight=False, soft_wrap=True)
+    return {"status": "finished", **result}
+
+
+def run_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
+    from sparktrain.stages import write_result
+
+    started = time.monotonic()
+    dataset = _prepare(config, spark, console)
+    prepared = time.monotonic()
+    result = _train(config, spark, dataset, console)
+    scored = _score(config, spark, console)
+    result["seconds"] = {"prepare": prepared - started, **result["seconds"], "score": scored.pop("seconds")}
+    result["score"] = scored
+    write_result(result["run_dir"], result)
+    _show_run(config, result, console)
+    return result
+
+
+def _prepare(config: Config, spark: SparkSession, console: Console) -> Dataset:
+    from sparktrain.stages import prepare_stage
+    from sparktrain.terminal import dataset_table
+
+    with console.status("preparing the data"):
+        dataset = prepare_stage(config, spark)
+    console.print(dataset_table(dataset.manifest))
+    return dataset
+
+
+def _train(config: Config, spark: SparkSession, dataset: Dataset, console: Console) -> dict[str, Any]:
+    from sparktrain.stages import train_stage
+    from sparktrain.terminal import TrainingProgress
+
+    with TrainingProgress(console) as progress:
+        return train_stage(config, spark, dataset, progress).to_dict()
+
+
+def _score(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
+    from sparktrain.stages import score_stage
+
+    with console.status("scoring"):
+        return score_stage(config, spark)
+
+
+def _show_run(config: Config, result: Mapping[str, Any], console: Console) -> None:
+    from sparktrain.runs.connection import resolve_tracking_uri, without_secrets
+    from sparktrain.terminal import run_table, training_table
+
+    uri = resolve_tracking_uri(config.tracking, config.storage.root)
+    console.print(training_table(result))
+    console.print(run_table(result, without_secrets(uri)))
+
+
+def run_command(path: str, overrides: Sequence[str], as_json: bool, work: Work) -> None:
+    """Read the configuration, start Spark, work, and end the process with the outcome's exit code."""
+    console = Console(stderr=as_json)
+    with outcome_as_exit_code(as_json):
+        config = read_config(path, overrides)
+        from sparktrain.session import spark_session  # only now: a wrong configuration is told without pyspark
+
+        log_to(console)
+        with spark_session(config) as spark:
+            result = work(config, spark, console)
+        if as_json:
+            print_json(result)
+
+
+def job(work: Work, description: str | None) -> None:
+    """Entry of a spark-submit job: `--config FILE [--json] [section.key=value …]`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, help="YAML file, such as conf/flight_delays.yaml")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, the rest on stderr")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    given = parser.parse_args()
+    try:
+        run_command(given.config, given.overrides, given.json, work)
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
+
+
+def read_config(path: str, overrides: Sequence[str]) -> Config:
+    """Read the configuration with `pipelines/` of the working directory in reach."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return load_config(path, overrides)
+
+
+@contextmanager
+def outcome_as_exit_code(as_json: bool) -> Iterator[None]:
+    """Turn errors into one message on stderr and an exit code; the codes are those of `sparktrain.errors`."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except SparktrainError as error:
+        _fail(str(error), error.exit_code, as_json, error.result)
+    except Terminated:
+        _fail("terminated", EXIT_TERMINATED, as_json, {"status": "killed"})
+    except KeyboardInterrupt:
+        _fail("interrupted", EXIT_INTERRUPTED, as_json, {"status": "killed"})
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def _fail(text: str, exit_code: int, as_json: bool, result: Mapping[str, Any]) -> NoReturn:
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    if as_json:
+        print_json({"status": "failed", "error": text, "exit_code": exit_code, **result})
+    raise typer.Exit(exit_code)
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(result, sort_keys=True) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    app()

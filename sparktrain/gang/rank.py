@@ -1,0 +1,59 @@
+"""What each rank of a training gang runs: open the dataset, loop, leave predictions; everything else is the driver's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sparktrain.config import TrainConfig
+from sparktrain.dataset import open_dataset
+from sparktrain.runs.directory import RunDirectory
+from sparktrain.runs.events import EventWriter
+from sparktrain.training.checkpoint import verify_checkpoint
+from sparktrain.training.evaluate import Evaluation
+from sparktrain.training.loop import Loop
+from sparktrain.training.task import TrainTask
+from sparktrain.world import World
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """All that a rank is told about a run; frozen and picklable.
+
+    Attributes:
+        run_dir: absolute, seen by driver and ranks.
+        dataset: directory of the dataset, likewise.
+        resume_from: a checkpoint's directory, the same for every rank; None: from the start.
+    """
+
+    run_dir: Path
+    dataset: Path
+    task: TrainTask
+    config: TrainConfig
+    resume_from: Path | None
+
+
+def train_rank(spec: RunSpec) -> dict[str, Any]:
+    """Train this rank's share of a run.
+
+    Returns:
+        {"steps": int, "metrics": {name: value}, "best": name of the best checkpoint}, the same on every rank.
+    """
+    world = World.from_environment()
+    run = RunDirectory(spec.run_dir)
+    saved = verify_checkpoint(spec.resume_from) if spec.resume_from else None
+    with EventWriter(run.events, world.rank, world.attempt) as emit:
+        loop = Loop(spec.task, open_dataset(spec.dataset), spec.config, world, run.checkpoints, emit)
+        outcome = loop.run(saved)
+    if outcome.test is not None:
+        _write_predictions(outcome.test, run.predictions / f"test-rank-{world.rank:03d}.parquet")
+    return {"steps": outcome.steps, "metrics": outcome.metrics, "best": outcome.best.name}
+
+
+def _write_predictions(test: Evaluation, path: Path) -> None:
+    columns = {"row_id": test.row_id, "probability": test.prediction, "target": test.target}
+    pq.write_table(pa.table(columns), path)

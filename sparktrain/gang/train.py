@@ -1,0 +1,204 @@
+"""train: the driver's side of a run. What can fail cheaply fails here, before a gang exists."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyspark.sql import SparkSession
+
+from sparktrain.config import Config
+from sparktrain.dataset import Dataset
+from sparktrain.errors import ConfigError, ResumeRefused, SparktrainError
+from sparktrain.gang.launch import Gang
+from sparktrain.gang.rank import RunSpec, train_rank
+from sparktrain.runs.directory import FINISHED, RunDirectory
+from sparktrain.runs.follow import Follower
+from sparktrain.runs.publish import publish
+from sparktrain.runs.tracking import Tracker
+from sparktrain.storage import commit_json, read_json
+from sparktrain.training.checkpoint import newest_valid
+from sparktrain.training.task import TrainTask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
+
+# What the steps already done would no longer belong to if it changed.
+_FIXED_ON_RESUME = (
+    "dataset",
+    "train.global_batch_size",
+    "train.num_lanes",
+    "train.seed",
+    "train.model",
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended; the same as `<run_dir>/result.json`.
+
+    Attributes:
+        status: "finished", "failed" or "killed".
+        run_id: MLflow's.
+        dataset: path, fingerprint, rows by split, quarantined rows by rule.
+        metrics: "validation/…" and "test/…" of the best checkpoint, "reference/…" of the logistic regression.
+        model_uri: the registered version, "models:/<name>/<version>"; None if the run did not finish.
+        seconds: by phase.
+    """
+
+    status: str
+    run_id: str
+    run_dir: str
+    dataset: Mapping[str, Any]
+    world_size: int
+    attempts: int
+    steps: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    model_uri: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def train(
+    dataset: Dataset,
+    task: TrainTask,
+    config: Config,
+    *,
+    spark: SparkSession | None = None,
+    on_event: Callable[[Mapping[str, Any]], None] | None = None,
+) -> TrainResult:
+    """Train `task` on `dataset` with a gang, log the run to MLflow, and register the model.
+
+    Args:
+        dataset: on storage that driver and executors see.
+        task: sent to the ranks by pickle; its class lives in the `model.py` of a pipeline.
+        config: `config.resume` continues the newest unfinished run of the pipeline, if there is one.
+        spark: session to use; the active one if None.
+        on_event: called on the driver, from another thread, with each event of the ranks.
+
+    Raises:
+        SparktrainError: of the class that names the reason; see `sparktrain.errors`.
+    """
+    started = time.monotonic()
+    gang_options = _check(dataset, task, config)
+    run, resume_from = _run_directory(dataset, config)
+    attempt = run.next_attempt()
+    gang = Gang(spark, directory=run.attempt(attempt), attempt=attempt, **gang_options)
+    gang.check()
+    tracker = Tracker.start(run, config, dataset, task.build_model(dataset.features))
+    facts: dict[str, Any] = {
+        "run_id": tracker.run_id,
+        "run_dir": str(run.path),
+        "dataset": describe_dataset(dataset),
+        "world_size": config.train.ranks,
+        "attempts": attempt,
+    }
+    spec = RunSpec(run.path, dataset.path.resolve(), task, config.train, resume_from)
+    with _ending(run, tracker, facts):
+        with Follower(run, tracker, on_event):
+            outcome = gang.run(train_rank, spec)[0]
+        trained = time.monotonic()
+        metrics, model_uri = publish(run, tracker, dataset, task, config, outcome)
+        result = TrainResult(
+            status=FINISHED,
+            steps=outcome["steps"],
+            metrics=metrics,
+            model_uri=model_uri,
+            seconds={"train": trained - started, "publish": time.monotonic() - trained},
+            **facts,
+        )
+        run.write_result(result.to_dict())
+    tracker.finish("FINISHED")
+    return result
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "path": str(dataset.path),
+        "fingerprint": dataset.fingerprint,
+        "rows": {split: dataset.num_rows(split) for split in dataset.manifest.splits},
+        "quarantined": dict(dataset.manifest.quarantined),
+    }
+
+
+def _check(dataset: Dataset, task: TrainTask, config: Config) -> dict[str, Any]:
+    """Refuse what could not work, on the driver; return how to start the gang."""
+    dataset.verify()
+    dataset.steps_per_epoch("train", config.train.global_batch_size)
+    best = config.train.best_metric
+    known = task.metrics()
+    if best not in known:
+        raise ConfigError([f"train.best_metric: the task has no metric {best!r}; it has: {', '.join(known)}"])
+    return {
+        "ranks": config.train.ranks,
+        "cpus_per_rank": config.train.cpus_per_rank,
+        "gpus_per_rank": config.train.gpus_per_rank,
+        "start_timeout_seconds": config.train.start_timeout_seconds,
+        "collective_timeout_seconds": config.train.collective_timeout_seconds,
+    }
+
+
+def _run_directory(dataset: Dataset, config: Config) -> tuple[RunDirectory, Path | None]:
+    """Return the run's directory and the checkpoint to start from: of the run to resume, or new."""
+    spec = {"dataset": dataset.fingerprint, **config.model_dump(mode="json")}
+    if config.resume:
+        run = RunDirectory.newest_unfinished(config.storage.root, config.pipeline)
+        if run is not None:
+            _compare(run, read_json(run.spec_file), spec)
+            saved = newest_valid(run.checkpoints)
+            where = f"step {saved.step}" if saved else "the start: it has no checkpoint yet"
+            logger.info("resuming %s from %s", run.path, where)
+            return run, saved.path if saved else None
+        logger.info("no unfinished run of %s to resume: starting a new one", config.pipeline)
+    run = RunDirectory.create(config.storage.root, config.pipeline)
+    commit_json(run.spec_file, spec)
+    return run, None
+
+
+def _compare(run: RunDirectory, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a resume that changes the run's meaning; mention every other difference."""
+    old, new = _flat(before), _flat(now)
+    different = {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)}
+    different.pop("resume", None)
+    breaking = {key: pair for key, pair in different.items() if key.startswith(_FIXED_ON_RESUME)}
+    if breaking:
+        raise ResumeRefused(str(run.path), breaking)
+    for key, (was, is_now) in different.items():
+        logger.warning("resuming with another %s: was %r, now %r", key, was, is_now)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+@contextmanager
+def _ending(run: RunDirectory, tracker: Tracker, facts: Mapping[str, Any]) -> Iterator[None]:
+    """However the run fails, leave its result and its status behind."""
+    try:
+        yield
+    except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt | SystemExit)
+        status = "killed" if killed else "failed"
+        text = str(error) or type(error).__name__
+        result = TrainResult(status=status, error=text, **facts).to_dict()
+        run.write_result(result)
+        if isinstance(error, SparktrainError):
+            error.result = result
+        tracker.finish("KILLED" if killed else "FAILED")
+        raise

@@ -1,0 +1,84 @@
+"""After the gang: what a finished run shows to people, and the model that it registers."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sparktrain.config import Config
+from sparktrain.dataset import Dataset
+from sparktrain.runs.directory import RunDirectory
+from sparktrain.runs.events import EventReader
+from sparktrain.runs.plots import (
+    calibration_figure,
+    curves_from,
+    loss_figure,
+    precision_recall_figure,
+    roc_figure,
+)
+from sparktrain.runs.reference import logistic_regression_reference
+from sparktrain.runs.registry import log_model
+from sparktrain.runs.tracking import Tracker
+from sparktrain.training.checkpoint import MODEL_FILE
+from sparktrain.training.task import TrainTask
+
+logger = logging.getLogger(__name__)
+
+
+def publish(
+    run: RunDirectory,
+    tracker: Tracker,
+    dataset: Dataset,
+    task: TrainTask,
+    config: Config,
+    outcome: Mapping[str, Any],
+) -> tuple[dict[str, float], str]:
+    """Log plots and final metrics, register the best checkpoint's model.
+
+    Args:
+        outcome: what `train_rank` returned.
+
+    Returns:
+        All metrics, the reference's among them, and the URI of the registered version.
+    """
+    metrics: dict[str, float] = dict(outcome["metrics"])
+    if config.train.reference == "logistic_regression" and dataset.num_rows("test"):
+        logger.info("fitting the logistic regression to compare with")
+        found = logistic_regression_reference(dataset)
+        metrics |= {f"reference/{'loss' if name == 'log_loss' else name}": value for name, value in found.items()}
+    final = {name: value for name, value in metrics.items() if not name.startswith("validation/")}
+    if final:
+        tracker.log_metrics(outcome["steps"], final)
+    _log_figures(run, tracker)
+    logger.info("registering the model as %s@%s", config.model_name, config.tracking.alias)
+    model_uri = log_model(
+        tracker,
+        weights=run.checkpoints / outcome["best"] / MODEL_FILE,
+        features=dataset.features,
+        pipeline=type(task).__module__.rpartition(".")[0],
+        arguments=dataclasses.asdict(task) if dataclasses.is_dataclass(task) else {},
+        sample=dataset.examples(),
+        registered_name=config.model_name,
+        alias=config.tracking.alias,
+        step=outcome["steps"],
+    )
+    return metrics, model_uri
+
+
+def _log_figures(run: RunDirectory, tracker: Tracker) -> None:
+    curves = curves_from(EventReader(run.events).poll())
+    figures = {"loss": loss_figure(curves.get("train/loss", []), curves.get("validation/loss", []))}
+    predictions = sorted(run.predictions.glob("test-rank-*.parquet"))
+    if predictions:
+        rows = pa.concat_tables([pq.read_table(file) for file in predictions])
+        target, probability = rows["target"].to_numpy(), rows["probability"].to_numpy()
+        figures["roc"] = roc_figure(target, probability)
+        figures["precision_recall"] = precision_recall_figure(target, probability)
+        figures["calibration"] = calibration_figure(target, probability)
+    for name, figure in figures.items():
+        tracker.log_figure(figure, f"plots/{name}.png")

@@ -1,0 +1,172 @@
+"""The stages of a configuration, as both the terminal and the jobs call them: what they read, where they write."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+
+from sparktrain.config import Config
+from sparktrain.dataset import Dataset, open_dataset
+from sparktrain.errors import ConfigError, DataError, DatasetInvalid, OutputExists, SparkFailed
+from sparktrain.gang.train import TrainResult, describe_dataset, train
+from sparktrain.preparation import prepare
+from sparktrain.runs.connection import check_tracking, resolve_tracking_uri
+from sparktrain.training.task import TrainTask
+
+logger = logging.getLogger(__name__)
+
+OnEvent = Callable[[Mapping[str, Any]], None]
+
+
+def prepare_stage(config: Config, spark: SparkSession) -> Dataset:
+    """Read the pipeline's source and make a dataset of it."""
+    data = _module(config, "data")
+    with spark_errors("Preparing the data failed", config):
+        return prepare(
+            _read(config, data, spark, config.prepare.source),
+            data.FEATURES,
+            data.TARGET,
+            config.prepare,
+            name=config.pipeline,
+            root=config.storage.root,
+            rules=data.RULES,
+            key=data.KEY,
+        )
+
+
+def newest_dataset(config: Config) -> Dataset:
+    """The dataset that was prepared last for this pipeline."""
+    home = config.storage.root / "datasets" / config.pipeline
+    if not home.exists():
+        raise DatasetInvalid(str(home), "nothing was prepared yet", "run `sparktrain prepare` with this configuration first")
+    return open_dataset(home)
+
+
+def train_stage(config: Config, spark: SparkSession, dataset: Dataset, on_event: OnEvent | None = None) -> TrainResult:
+    """Train the pipeline's Task on a dataset."""
+    return train(dataset, create_task(config), config, spark=spark, on_event=on_event)
+
+
+def score_stage(config: Config, spark: SparkSession) -> dict[str, Any]:
+    """Score the pipeline's raw rows with the registered model; write Parquet.
+
+    Returns:
+        {"output": path, "rows": number, "model_uri": the model, "seconds": duration}
+    """
+    from sparktrain.scoring import score
+
+    started = time.monotonic()
+    output = output_path(config)
+    with spark_errors("Scoring failed", config):
+        raw = _read(config, _module(config, "data"), spark, config.score.source or config.prepare.source)
+        uri = resolve_tracking_uri(config.tracking, config.storage.root)
+        check_tracking(uri)
+        scored = score(raw, config.model_uri, tracking_uri=uri)
+        scored.write.parquet(str(output))
+        rows = spark.read.parquet(str(output)).count()
+    return {
+        "output": str(output),
+        "rows": rows,
+        "model_uri": config.model_uri,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def output_path(config: Config) -> Path:
+    """Where the scores go; never over what is there already.
+
+    Raises:
+        OutputExists: `score.output` is taken.
+    """
+    if config.score.output is None:
+        started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+        return (config.storage.root / "scores" / f"{config.pipeline}-{started}").resolve()
+    if config.score.output.exists():
+        raise OutputExists(str(config.score.output))
+    return config.score.output.resolve()
+
+
+def create_task(config: Config) -> TrainTask:
+    """Make the pipeline's Task with the arguments under `train.model`.
+
+    Raises:
+        ConfigError: unknown arguments, with those there are.
+    """
+    task = _module(config, "model").Task
+    try:
+        created = task(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.train.model.items()})
+    except TypeError as error:
+        known = ", ".join(getattr(task, "__dataclass_fields__", {})) or "none"
+        raise ConfigError([f"train.model: {error}; the Task of {config.pipeline} takes: {known}"]) from error
+    if not isinstance(created, TrainTask):
+        raise ConfigError([f"pipeline: Task in pipelines/{config.pipeline}/model.py must be a subclass of TrainTask"])
+    return created
+
+
+def _read(config: Config, data: ModuleType, spark: SparkSession, source: Mapping[str, Any]) -> DataFrame:
+    workspace = config.storage.root.resolve() / "source"
+    try:
+        frame: DataFrame = data.read(spark, workspace, **source)
+    except TypeError as error:
+        if "argument" in str(error) and "read()" in str(error):
+            raise ConfigError([f"prepare.source: {error}; see read() in pipelines/{config.pipeline}/data.py"]) from error
+        raise
+    return frame
+
+
+def _module(config: Config, part: str) -> ModuleType:
+    return importlib.import_module(f"pipelines.{config.pipeline}.{part}")
+
+
+@contextmanager
+def spark_errors(what: str, config: Config) -> Iterator[None]:
+    """Turn Spark's errors into one of ours: the line that matters on the screen, the whole stack in a file."""
+    try:
+        yield
+    except Exception as error:
+        # py4j's own exception is no subclass of PySpark's
+        if not (isinstance(error, PySparkException) or type(error).__name__ == "Py4JJavaError"):
+            raise
+        text = str(error)
+        log = config.storage.root.resolve() / "logs" / f"spark-error-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(text, encoding="utf-8")
+        # An error that we raised in a Spark task arrives as the last line of a Python traceback within the JVM's.
+        if own := re.search(r"^sparktrain\.errors\.(\w*): (.+)$", text, re.MULTILINE):
+            raise DataError(f"{own[2]}\nThe whole stack is in {log}") from None
+        raise SparkFailed(what, _telling_line(text), str(log), exit_code=DataError.exit_code) from None
+
+
+def _telling_line(text: str) -> str:
+    """The line of a Spark error that says most."""
+    if python := re.findall(r"^(\w[\w.]*(?:Error|Exception): .+)$", text, re.MULTILINE):
+        return str(python[-1] if "Traceback" in text else python[0])[:500]
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")[:500]
+
+
+def write_result(run_dir: str, result: Mapping[str, Any]) -> None:
+    """Replace a run's result.json by one that knows about the stages around the training, too."""
+    from sparktrain.runs.directory import RunDirectory
+
+    RunDirectory(Path(run_dir)).write_result(result)
+
+
+def dataset_result(dataset: Dataset) -> dict[str, Any]:
+    """What `prepare` answers; the same keys as in a run's result."""
+    manifest = dataset.manifest
+    return {
+        "status": "finished",
+        "dataset": {**describe_dataset(dataset), "rows_in": manifest.rows_in, "rows_kept": manifest.rows_kept},
+    }
+

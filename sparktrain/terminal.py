@@ -1,0 +1,126 @@
+"""What a person sees in the terminal: progress while it runs, a table at the end. All of it on stderr or stdout as told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from sparktrain.dataset.manifest import Manifest
+
+
+class TrainingProgress:
+    """A bar that follows the ranks' events; use as a context manager, call with each event."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[news]}"),
+            console=console,
+        )
+        self._task: TaskID | None = None
+        self._news: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        self._task = self._progress.add_task("starting the gang", total=None, news="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        assert self._task is not None
+        if event["kind"] == "phase":
+            self._progress.update(self._task, description=event["name"])
+        elif event["kind"] == "progress":
+            self._progress.update(self._task, completed=event["step"], total=event["num_steps"])
+        elif event["kind"] == "metrics":
+            self._remember(event["values"])
+            self._progress.update(self._task, news="  ".join(f"{k} {v}" for k, v in self._news.items()))
+
+    def _remember(self, values: Mapping[str, float]) -> None:
+        if "train/loss" in values:
+            self._news["loss"] = f"{values['train/loss']:.4f}"
+            self._news["rows/s"] = f"{values['train/rows_per_second']:,.0f}"
+        if "validation/auroc" in values:
+            self._news["validation auroc"] = f"{values['validation/auroc']:.4f}"
+
+
+def log_to(console: Console) -> None:
+    """Show our own log lines, and everybody's warnings, on `console`."""
+    handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="[%X]", markup=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
+    logging.getLogger("sparktrain").setLevel(logging.INFO)
+    logging.getLogger("py4j").setLevel(logging.ERROR)
+
+
+def dataset_table(manifest: Manifest) -> Table:
+    """Rows in, kept, and quarantined by rule, and where they went."""
+    table = _table("dataset", manifest.name)
+    rows_in = manifest.rows_in
+    table.add_row("rows in", f"{rows_in:,}")
+    for rule, count in manifest.quarantined.items():
+        table.add_row(f"  quarantined by `{rule}`", f"{count:,} ({count / rows_in:.2%})")
+    table.add_row("rows kept", f"{manifest.rows_kept:,}")
+    for split, content in manifest.splits.items():
+        table.add_row(f"  {split}", f"{content.rows:,}")
+    table.add_row("fingerprint", manifest.fingerprint)
+    return table
+
+
+def training_table(result: Mapping[str, Any]) -> Table:
+    """The test metrics beside the reference's, the run, the model, and the seconds."""
+    table = Table(title="training", title_justify="left", title_style="bold")
+    for column in ("metric", "model, test", "logistic regression, test", "model, validation"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    metrics: Mapping[str, float] = result["metrics"]
+    names = dict.fromkeys(key.partition("/")[2] for key in metrics)
+    for name in names:
+        values = (metrics.get(f"{source}/{name}") for source in ("test", "reference", "validation"))
+        table.add_row(name, *("" if value is None else f"{value:.4f}" for value in values))
+    return table
+
+
+def run_table(result: Mapping[str, Any], tracking_uri: str) -> Table:
+    """Where everything lies, and how to look at it."""
+    table = _table("run", result["run_id"])
+    table.add_row("steps", f"{result['steps']:,}, with {result['world_size']} ranks, attempt {result['attempts']}")
+    table.add_row("seconds", ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items()))
+    table.add_row("run directory", result["run_dir"])
+    table.add_row("model", result["model_uri"])
+    if score := result.get("score"):
+        table.add_row("scores", f"{score['output']} ({score['rows']:,} rows)")
+    table.add_row("look at it", f"mlflow ui --backend-store-uri {tracking_uri} --host 127.0.0.1")
+    return table
+
+
+def findings_table(findings: list[Mapping[str, str]]) -> Table:
+    table = Table(title="doctor", title_justify="left", title_style="bold")
+    for column in ("", "what", "found", "way out"):
+        table.add_column(column, overflow="fold")
+    colours = {"ok": "green", "warning": "yellow", "error": "red"}
+    for f in findings:
+        table.add_row(f"[{colours[f['level']]}]{f['level']}[/]", f["what"], f["found"], f["way_out"])
+    return table
+
+
+def _table(title: str, subject: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(title, subject)
+    return table
