@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from sparktrain.dataset import ColumnSpec, Dataset, Manifest, Part, Split
 from sparktrain.features import FittedCategorical, FittedFeatures, FittedNumeric, Target
-from sparktrain.storage import commit_bytes
+from sparktrain.storage import commit_bytes, commit_json
 
 _TINY_VOCABULARY = ("red", "green", "blue", "grey")
 
@@ -65,6 +65,7 @@ def write_tiny_dataset(
         first_row += total
     features_json = features.to_json().encode()
     commit_bytes(path / "features.json", features_json)
+    commit_json(path / "examples.json", _tiny_examples(features))
     manifest = Manifest(
         name="tiny",
         fingerprint=_fingerprint(splits),
@@ -91,6 +92,14 @@ def _tiny_features(num_numeric: int, num_categorical: int) -> FittedFeatures:
         for name in (f"category_{i}" for i in range(num_categorical))
     ]
     return FittedFeatures(features=(*numeric, *categorical), target=Target("label"))
+
+
+def _tiny_examples(features: FittedFeatures) -> list[dict[str, object]]:
+    numeric = {feature.column: 0.5 for feature in features.numeric}
+    return [
+        {**numeric, **{feature.column: value for feature in features.categorical}}
+        for value in _TINY_VOCABULARY
+    ]
 
 
 def _layout(rows: int, num_parts: int, rows_per_row_group: int) -> list[list[int]]:

@@ -30,8 +30,8 @@ _VERIFY_PAGES = (
 )
 
 
-class PartUnusable(Exception):
-    """What is wrong with one part; callers put it into a `DatasetInvalid`."""
+class FileUnusable(Exception):
+    """What is wrong with one file of a dataset; callers put it into a `DatasetInvalid`."""
 
 
 class SchemaDifference(NamedTuple):
@@ -65,21 +65,21 @@ def open_part(root: Path, part: Part) -> pq.ParquetFile:
     """Open a part and hold its size and footer against the manifest; reads no page.
 
     Raises:
-        PartUnusable: with the part's name and what is wrong.
+        FileUnusable: with the part's name and what is wrong.
     """
     path = root / part.path
     try:
         size_bytes = path.stat().st_size
         if size_bytes != part.size_bytes:
-            raise PartUnusable(f"{part.path} has {size_bytes:,} bytes, the manifest says {part.size_bytes:,}")
+            raise FileUnusable(f"{part.path} has {size_bytes:,} bytes, the manifest says {part.size_bytes:,}")
         file = pq.ParquetFile(path, memory_map=True, pre_buffer=False, **_VERIFY_PAGES)
     except FileNotFoundError:
-        raise PartUnusable(f"{part.path} is missing") from None
+        raise FileUnusable(f"{part.path} is missing") from None
     except (pa.ArrowException, OSError) as error:
-        raise PartUnusable(f"{part.path} can't be opened ({_first_line(error)})") from error
+        raise FileUnusable(f"{part.path} can't be opened ({_first_line(error)})") from error
     found = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
     if found != part.row_groups:
-        raise PartUnusable(
+        raise FileUnusable(
             f"{part.path} has row groups of {_short(found)} rows, the manifest says {_short(part.row_groups)}"
         )
     return file
@@ -144,7 +144,7 @@ class RowGroupReader:
         part = self._parts[number]
         try:
             file = open_part(self._root, part)
-        except PartUnusable as error:
+        except FileUnusable as error:
             raise DatasetInvalid(str(self._root), str(error)) from error.__cause__
         difference = SchemaDifference.between(file.schema_arrow, self._schema)
         if any(difference):

@@ -62,11 +62,11 @@ def test_all_damaged_parts_are_named_at_once(dataset: Dataset) -> None:
     with pytest.raises(DatasetInvalid) as caught:
         open_dataset(dataset.path).verify()
     for said in (
-        "part-00000-tiny.parquet has",
-        "part-00002-tiny.parquet is missing",
+        "train/part-00000-tiny.parquet has",
+        "train/part-00002-tiny.parquet is missing",
         "features.json was changed",
     ):
-        assert said in str(caught.value)
+        assert f"\n  - {said}" in str(caught.value)
 
 
 def rewrite(dataset: Dataset, number: int, change: Callable[[pa.Table], pa.Table], rows: int = 64) -> Dataset:

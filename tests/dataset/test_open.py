@@ -39,6 +39,15 @@ def test_a_split_is_read_as_arrow_in_the_stored_order(tmp_path: Path) -> None:
         dataset.to_arrow("train", ["lable"])
 
 
+def test_examples_are_raw_rows_that_the_features_can_read(tmp_path: Path) -> None:
+    dataset = write_tiny_dataset(tmp_path / "tiny", 10)
+    assert dataset.examples()["category_0"].to_pylist() == ["red", "green", "blue", "grey"]
+    assert set(dataset.features.transform(dataset.examples())) == {"numeric_0", "numeric_1", "category_0"}
+    (dataset.path / "examples.json").write_text('[{"numeric_0": "text"}]')
+    with pytest.raises(DatasetInvalid, match=r"examples\.json can't be read"):
+        dataset.examples()
+
+
 def test_the_newest_dataset_of_a_name_is_found(tmp_path: Path) -> None:
     dataset = write_tiny_dataset(tmp_path / "one", 10)
     (tmp_path / "latest.json").write_text(json.dumps({"path": "one"}))

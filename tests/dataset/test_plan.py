@@ -1,11 +1,13 @@
 """The ledger: which rows the plan gives to which rank at which step."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparktrain.dataset.plan import Copy, EpochOrder, Plan, Tail, count_steps
+from sparktrain.dataset.plan import Copy, EpochOrder, Plan, Tail, count_steps, row_order
 from sparktrain.errors import ConfigError
 
 SPLITS = st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(sum)
@@ -136,6 +138,11 @@ def test_epochs_have_orders_of_their_own_and_leave_out_other_rows() -> None:
             tuple(np.sort(np.bincount(rows, minlength=20)).tolist() + np.argsort(order.row_groups).tolist())
         )
     assert len(set(left_out)) == 4
+
+
+def test_row_groups_of_one_size_have_orders_of_their_own_in_every_epoch() -> None:
+    orders = {tuple(row_order(50, *key)) for key in product((0, 1), repeat=3)}
+    assert len(orders) == 8
 
 
 def test_without_shuffling_one_lane_keeps_the_stored_order() -> None:
