@@ -31,7 +31,7 @@ OnEvent = Callable[[Mapping[str, Any]], None]
 
 def prepare_stage(config: Config, spark: SparkSession) -> Dataset:
     """Read the pipeline's source and make a dataset of it."""
-    data = _module(config, "data")
+    data = load(config, "data")
     with spark_errors("Preparing the data failed", config):
         return prepare(
             _read(config, data, spark, config.prepare.source),
@@ -69,7 +69,7 @@ def score_stage(config: Config, spark: SparkSession) -> dict[str, Any]:
     started = time.monotonic()
     output = output_path(config)
     with spark_errors("Scoring failed", config):
-        raw = _read(config, _module(config, "data"), spark, config.score.source or config.prepare.source)
+        raw = _read(config, load(config, "data"), spark, config.score.source or config.prepare.source)
         uri = resolve_tracking_uri(config.tracking, config.storage.root)
         check_tracking(uri)
         scored = score(raw, config.model_uri, tracking_uri=uri)
@@ -103,7 +103,7 @@ def create_task(config: Config) -> TrainTask:
     Raises:
         ConfigError: unknown arguments, with those there are.
     """
-    task = _module(config, "model").Task
+    task = load(config, "model").Task
     try:
         created = task(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.train.model.items()})
     except TypeError as error:
@@ -125,7 +125,8 @@ def _read(config: Config, data: ModuleType, spark: SparkSession, source: Mapping
     return frame
 
 
-def _module(config: Config, part: str) -> ModuleType:
+def load(config: Config, part: str) -> ModuleType:
+    """Import `data` or `model` of the configured pipeline."""
     return importlib.import_module(f"pipelines.{config.pipeline}.{part}")
 
 

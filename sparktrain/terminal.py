@@ -22,11 +22,10 @@ class TrainingProgress:
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
             TextColumn("{task.fields[news]}"),
+            TimeElapsedColumn(),
             console=console,
         )
         self._task: TaskID | None = None
@@ -34,7 +33,7 @@ class TrainingProgress:
 
     def __enter__(self) -> Self:
         self._progress.start()
-        self._task = self._progress.add_task("starting the gang", total=None, news="")
+        self._task = self._progress.add_task("starting", total=None, news="")
         return self
 
     def __exit__(
@@ -57,7 +56,7 @@ class TrainingProgress:
             self._news["loss"] = f"{values['train/loss']:.4f}"
             self._news["rows/s"] = f"{values['train/rows_per_second']:,.0f}"
         if "validation/auroc" in values:
-            self._news["validation auroc"] = f"{values['validation/auroc']:.4f}"
+            self._news["auroc"] = f"{values['validation/auroc']:.4f}"
 
 
 def log_to(console: Console) -> None:

@@ -50,7 +50,9 @@ def publish(
     if config.train.reference == "logistic_regression" and dataset.num_rows("test"):
         logger.info("fitting the logistic regression to compare with")
         found = logistic_regression_reference(dataset)
-        metrics |= {f"reference/{'loss' if name == 'log_loss' else name}": value for name, value in found.items()}
+        metrics |= {
+            f"reference/{'loss' if name == 'log_loss' else name}": value for name, value in found.items()
+        }
     final = {name: value for name, value in metrics.items() if not name.startswith("validation/")}
     if final:
         tracker.log_metrics(outcome["steps"], final)

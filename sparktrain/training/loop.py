@@ -89,7 +89,9 @@ class Loop:
                 raise StepFailed(self.step + 1) from error
             self.step += 1
             every = self.config.checkpoint_every_steps
-            checkpoint_due = every is not None and self.step % every == 0 and self.stream.step > 0
+            # The epoch's last step is saved after its validation, with the metrics.
+            within_epoch = self.stream.step < self.stream.steps_per_epoch
+            checkpoint_due = every is not None and self.step % every == 0 and within_epoch
             if self.step % LOG_EVERY_STEPS == 0 or checkpoint_due:
                 self._log_window()
             if checkpoint_due:
