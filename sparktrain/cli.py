@@ -238,3 +238,7 @@ def print_json(result: Mapping[str, Any]) -> None:
 
 def main() -> None:
     app()
+
+
+if __name__ == "__main__":
+    main()
