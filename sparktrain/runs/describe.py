@@ -1,0 +1,102 @@
+"""What a run tells about itself: its configuration as flat params, where and with what it ran."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import sparktrain
+from sparktrain.runs.connection import without_secrets
+from sparktrain.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sparktrain.dataset import Dataset
+
+# Spark's own redaction pattern, so that both hide the same keys
+_SECRET_KEY = re.compile(r"secret|password|token|access[.]?key", re.IGNORECASE)
+_MASK = "*********(redacted)"
+_MAX_PARAM = 6000  # MLflow's limits
+_MAX_TAG = 5000
+_LIBRARIES = ("torch", "pyspark", "pyarrow", "mlflow")
+
+
+def masked(tree: Any, key: str = "") -> Any:
+    """Return the tree with the values of secret keys, and the passwords inside URIs, replaced."""
+    if isinstance(tree, Mapping):
+        return {name: masked(value, str(name)) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [masked(value, key) for value in tree]
+    if tree is not None and _SECRET_KEY.search(key):
+        return _MASK
+    return without_secrets(tree) if isinstance(tree, str) else tree
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return {"train.epochs": "4", ...}: dotted keys and texts, as MLflow's params are."""
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        key = prefix + re.sub(r"[^\w\-. /:]", "_", str(name))
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{key}.")
+        else:
+            flat[key] = (value if isinstance(value, str) else json.dumps(value))[:_MAX_PARAM]
+    return flat
+
+
+def changed_params(logged: Mapping[str, str], params: Mapping[str, str]) -> dict[str, str]:
+    """Return tags for the params that a resume changed: MLflow's params can't change, tags can."""
+    return {
+        f"resumed_with.{key}": value[:_MAX_TAG]
+        for key, value in params.items()
+        if key in logged and logged[key] != value
+    }
+
+
+def tags_of(run_dir: RunDirectory, dataset: Dataset, model: nn.Module | None) -> dict[str, str]:
+    """Return versions, places and fingerprints; a fact that can't be had is left out."""
+    tags = {
+        "sparktrain.version": sparktrain.__version__,
+        "sparktrain.dataset_fingerprint": dataset.fingerprint,
+        "sparktrain.run_dir": str(run_dir.path),
+        "python.version": platform.python_version(),
+        "mlflow.source.name": sys.argv[0] or "python",
+        "mlflow.source.type": "LOCAL",
+    }
+    for library in _LIBRARIES:
+        try:
+            tags[f"{library}.version"] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    if user := _user():
+        tags["mlflow.user"] = user
+    if commit := _git_commit():
+        tags["mlflow.source.git.commit"] = commit
+    if model is not None:
+        tags["model.num_parameters"] = str(sum(p.numel() for p in model.parameters()))
+    return tags
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return None
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,128 @@
+"""The run directory: the only channel between ranks and driver, and what a later resume starts from."""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sparktrain.storage import commit_json, read_json, writable_directory
+
+FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One training's directory, `<root>/runs/<pipeline>-<UTC time>-<token>`; only its owner may look inside.
+
+    Attributes:
+        path: absolute; the ranks are given the same one.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, root: Path, pipeline: str) -> RunDirectory:
+        """Make a new run directory with its fixed subdirectories.
+
+        Raises:
+            StorageUnwritable: when `root` can't be written to.
+        """
+        runs = writable_directory(root / "runs")
+        started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        run = cls(runs / f"{pipeline}-{started}-{secrets.token_hex(3)}")
+        run.path.mkdir(mode=0o700)
+        for directory in (run.events, run.checkpoints, run.predictions):
+            directory.mkdir()
+        return run
+
+    @classmethod
+    def newest_unfinished(cls, root: Path, pipeline: str) -> RunDirectory | None:
+        """Return the newest run of `pipeline` that got a spec and did not finish; None without one."""
+        for run in sorted(_runs_of(root, pipeline), key=_started, reverse=True):
+            if run.spec_file.is_file() and not run.is_finished:
+                return run
+        return None
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions"
+
+    @property
+    def spec_file(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def mlflow_file(self) -> Path:
+        return self.path / "mlflow.json"
+
+    @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def spill_file(self) -> Path:
+        """Metrics that MLflow never took."""
+        return self.path / "tracking-spill.jsonl"
+
+    @property
+    def is_finished(self) -> bool:
+        try:
+            result = read_json(self.result_file)
+        except (FileNotFoundError, ValueError):
+            return False
+        return isinstance(result, dict) and result.get("status") == FINISHED
+
+    def attempt(self, number: int) -> Path:
+        """Return the directory of an attempt (from 1); the gang creates it, and never uses it twice."""
+        return self.path / f"attempt-{number:03d}"
+
+    def next_attempt(self) -> int:
+        """Return the number after the highest attempt that left a directory."""
+        taken = [
+            int(entry.name.removeprefix("attempt-")) for entry in self.path.glob("attempt-[0-9][0-9][0-9]*")
+        ]
+        return max(taken, default=0) + 1
+
+    def write_result(self, result: Mapping[str, object]) -> None:
+        """Commit `result.json`; a non-finite number becomes null, because JSON has none."""
+        commit_json(self.result_file, _strict(result))
+
+
+def _runs_of(root: Path, pipeline: str) -> Iterator[RunDirectory]:
+    # a whole match: "flights" must not pick up a run of "flights_by_hour"
+    name = re.compile(re.escape(pipeline) + r"-\d{8}-\d{6}-[0-9a-f]{6}")
+    for path in (root / "runs").glob(f"{pipeline}-*"):
+        if name.fullmatch(path.name):
+            yield RunDirectory(path.resolve())
+
+
+def _started(run: RunDirectory) -> tuple[str, int]:
+    """Sort key: the second in the name, then the time of the file system for two runs of one second."""
+    return run.name.rsplit("-", 1)[0], run.path.stat().st_ctime_ns
+
+
+def _strict(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return value

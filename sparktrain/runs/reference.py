@@ -1,0 +1,76 @@
+"""The reference: what plain logistic regression reaches on the very same rows."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy import sparse  # type: ignore[import-untyped,unused-ignore]
+
+if TYPE_CHECKING:
+    from sparktrain.dataset import Dataset
+
+_log = logging.getLogger(__name__)
+
+_MAX_ROWS = 500_000
+_MAX_STEPS = 100
+
+
+def logistic_regression_reference(dataset: Dataset, max_rows: int = _MAX_ROWS) -> dict[str, float]:
+    """Fit on the train split, measure on the test split.
+
+    Numeric columns are taken as they are, categorical ones as a column for each code, null and unknown too.
+
+    Args:
+        max_rows: of the train split; more are thinned out evenly, so that the reference stays cheap.
+
+    Returns:
+        "auroc", "average_precision", "log_loss", or nothing when a split holds one class only.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
+
+    train, train_target = _design(dataset, "train", max_rows)
+    test, target = _design(dataset, "test", None)
+    if len(np.unique(train_target)) < 2 or len(np.unique(target)) < 2:
+        _log.warning("no reference: the train or the test split holds one class only")
+        return {}
+    model = LogisticRegression(solver="lbfgs", C=1.0, max_iter=_MAX_STEPS, tol=1e-4)
+    with warnings.catch_warnings():
+        # A reference need not be at the optimum to the last digit; the loss is flat where lbfgs stops.
+        warnings.filterwarnings("ignore", message="(?s).*failed to converge.*")
+        model.fit(train, train_target)
+    probability = model.predict_proba(test)[:, 1]
+    return {
+        "auroc": float(roc_auc_score(target, probability)),
+        "average_precision": float(average_precision_score(target, probability)),
+        "log_loss": float(log_loss(target, probability)),
+    }
+
+
+def _design(dataset: Dataset, split: str, max_rows: int | None) -> tuple[sparse.csr_matrix, NDArray[Any]]:
+    """Return the matrix [rows, numeric + all codes] and the target [rows]."""
+    features = dataset.features
+    columns = [feature.name for feature in features.features] + [features.target.name]
+    table = dataset.to_arrow(split, columns=columns)
+    if max_rows is not None and table.num_rows > max_rows:
+        table = table.take(np.linspace(0, table.num_rows - 1, max_rows).astype(np.int64))
+    blocks = [sparse.csr_matrix(_numpy(table, feature.name)[:, None]) for feature in features.numeric]
+    blocks += [_one_hot(_numpy(table, feature.name), feature.num_codes) for feature in features.categorical]
+    return sparse.hstack(blocks, format="csr"), _numpy(table, features.target.name)
+
+
+def _one_hot(codes: NDArray[np.int32], num_codes: int) -> sparse.csr_matrix:
+    rows = len(codes)
+    return sparse.csr_matrix(
+        (np.ones(rows, np.float32), codes, np.arange(rows + 1, dtype=np.int32)), shape=(rows, num_codes)
+    )
+
+
+def _numpy(table: pa.Table, name: str) -> NDArray[Any]:
+    values: NDArray[Any] = table.column(name).to_numpy()
+    return values
