@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # spark-submit only knows this folder; pipelines/ is above
+# spark-submit only puts this file's folder on the path; pipelines/ lies beside it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sparktrain.cli import job, score_work
 

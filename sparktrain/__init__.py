@@ -2,7 +2,7 @@
 
     DataFrame --prepare--> Dataset --train--> Run (MLflow) --register--> Model --score--> DataFrame
 
-The names below are loaded on first use, so that `import sparktrain` starts neither Spark nor torch nor MLflow.
+The names below are loaded on first use: `import sparktrain` loads neither Spark nor torch nor MLflow.
 """
 
 from __future__ import annotations

@@ -42,12 +42,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, such as conf/flight_delays.yaml")]
+ConfigPath = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="YAML file, such as conf/flight_delays.yaml")
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="changes to the file, such as train.ranks=4 resume=true"),
+    typer.Argument(
+        metavar="[SECTION.KEY=VALUE]...", help="changes to the file, such as train.ranks=4 resume=true"
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, everything else on stderr")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="print one JSON object on stdout, everything else on stderr")
+]
 
 
 class Terminated(KeyboardInterrupt):
@@ -75,7 +81,7 @@ def train(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
 
 @app.command()
 def score(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Score the pipeline's raw rows with the registered model; write them with a `probability`, as Parquet."""
+    """Score the pipeline's raw rows with the registered model; write them with probabilities as Parquet."""
     run_command(config, overrides or [], as_json, score_work)
 
 
@@ -165,11 +171,12 @@ def _score(config: Config, spark: SparkSession, console: Console) -> dict[str, A
 
 def _show_run(config: Config, result: Mapping[str, Any], console: Console) -> None:
     from sparktrain.runs.connection import resolve_tracking_uri, without_secrets
-    from sparktrain.terminal import run_table, training_table
+    from sparktrain.terminal import run_table, training_table, ui_command
 
     uri = resolve_tracking_uri(config.tracking, config.storage.root)
     console.print(training_table(result))
-    console.print(run_table(result, without_secrets(uri)))
+    console.print(run_table(result))
+    console.print(ui_command(without_secrets(uri)), highlight=False, soft_wrap=True)
 
 
 def run_command(path: str, overrides: Sequence[str], as_json: bool, work: Work) -> None:
@@ -177,7 +184,9 @@ def run_command(path: str, overrides: Sequence[str], as_json: bool, work: Work) 
     console = Console(stderr=as_json)
     with outcome_as_exit_code(as_json):
         config = read_config(path, overrides)
-        from sparktrain.session import spark_session  # only now: a wrong configuration is told without pyspark
+        from sparktrain.session import (
+            spark_session,
+        )  # only now: a wrong configuration is told without pyspark
 
         log_to(console)
         with spark_session(config) as spark:
@@ -190,7 +199,9 @@ def job(work: Work, description: str | None) -> None:
     """Entry of a spark-submit job: `--config FILE [--json] [section.key=value …]`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, help="YAML file, such as conf/flight_delays.yaml")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, the rest on stderr")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on stdout, the rest on stderr"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     given = parser.parse_args()
     try:

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sparktrain.errors import ConfigError, nearest
 
 
-
 class Section(BaseModel):
     """Base of every section: immutable, unknown keys refused."""
 
@@ -34,7 +33,8 @@ class StorageConfig(Section):
     def _is_path(cls, root: object) -> object:
         if isinstance(root, str) and re.match(r"^[a-z][a-z0-9+.-]+://", root):
             raise ValueError(
-                "object stores are not supported yet; give a directory that driver and executors share (a mount will do)"
+                "object stores are not supported yet; give a directory that driver and executors share "
+                "(a mount will do)"
             )
         return root
 
@@ -55,7 +55,7 @@ class SparkConfig(Section):
 
     @property
     def local_slots(self) -> int | None:
-        """Number of slots of a `local[n]` or `local-cluster[e,c,m]` master; None where only the cluster knows."""
+        """Slots of a `local[n]` or `local-cluster[e,c,m]` master; None where only the cluster knows."""
         if match := re.fullmatch(r"local-cluster\[\s*(\d+)\s*,\s*(\d+)\s*,\s*\d+\s*\]", self.master):
             return int(match[1]) * int(match[2])
         if match := re.fullmatch(r"local(?:\[(\d+)(?:,\d+)?\])?", self.master):
@@ -73,7 +73,10 @@ class SplitConfig(Section):
     @model_validator(mode="after")
     def _leaves_training_rows(self) -> Self:
         if self.validation + self.test >= 1.0:
-            raise ValueError(f"validation + test is {self.validation + self.test:g}: nothing is left to train on; keep the sum below 1")
+            raise ValueError(
+                f"validation + test is {self.validation + self.test:g}: nothing is left to train on; "
+                "keep the sum below 1"
+            )
         return self
 
 
@@ -98,14 +101,20 @@ class TrainConfig(Section):
     strategy: Literal["ddp"] = "ddp"
     epochs: int = Field(4, ge=1)
     global_batch_size: int = Field(2048, ge=1, description="rows per step over all ranks")
-    num_lanes: int = Field(8, ge=1, description="streams that are mixed into a batch; divides global_batch_size")
+    num_lanes: int = Field(
+        8, ge=1, description="streams that are mixed into a batch; divides global_batch_size"
+    )
     learning_rate: float = Field(2e-3, gt=0)
-    warmup_fraction: float = Field(0.1, ge=0.0, le=1.0, description="part of all steps with a rising learning rate")
+    warmup_fraction: float = Field(
+        0.1, ge=0.0, le=1.0, description="part of all steps with a rising learning rate"
+    )
     weight_decay: float = Field(1e-2, ge=0)
     clip_gradient_norm: float | None = Field(1.0, gt=0)
     seed: int = 0
     model: dict[str, Any] = Field(default_factory=dict, description="arguments of the pipeline's Task")
-    best_metric: str = Field("auroc", description="validation metric that picks the best checkpoint; higher is better")
+    best_metric: str = Field(
+        "auroc", description="validation metric that picks the best checkpoint; higher is better"
+    )
     checkpoint_every_steps: int | None = Field(None, ge=1, description="besides the end of each epoch")
     keep_checkpoints: int = Field(3, ge=1)
     start_timeout_seconds: float = Field(120, gt=0, description="until every rank has met the others")
@@ -117,12 +126,14 @@ class TrainConfig(Section):
         if self.global_batch_size % self.num_lanes:
             fits = max(n for n in range(1, self.num_lanes + 1) if self.global_batch_size % n == 0)
             raise ValueError(
-                f"num_lanes is {self.num_lanes}, which does not divide global_batch_size {self.global_batch_size}; "
+                f"num_lanes is {self.num_lanes}, which does not divide global_batch_size "
+                f"{self.global_batch_size}; "
                 f"the next smaller that does is {fits}"
             )
         if self.global_batch_size < self.ranks:
             raise ValueError(
-                f"global_batch_size {self.global_batch_size} is smaller than ranks {self.ranks}: a rank would have no row"
+                f"global_batch_size {self.global_batch_size} is smaller than ranks {self.ranks}: a "
+                "rank would have no row"
             )
         return self
 
@@ -154,7 +165,9 @@ class ScoreConfig(Section):
 class Config(Section):
     """The whole of a YAML file."""
 
-    pipeline: str = Field(description="folder of pipelines/ with data.py and model.py", pattern=r"^[a-z_][a-z0-9_]*$")
+    pipeline: str = Field(
+        description="folder of pipelines/ with data.py and model.py", pattern=r"^[a-z_][a-z0-9_]*$"
+    )
     resume: bool = Field(False, description="continue the newest run of this pipeline that was not finished")
     storage: StorageConfig = Field(default_factory=StorageConfig)
     spark: SparkConfig = Field(default_factory=SparkConfig)
@@ -181,7 +194,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError([f"{error.strerror}; give the path of a YAML file such as conf/flight_delays.yaml"], str(path)) from error
+        raise ConfigError(
+            [f"{error.strerror}; give the path of a YAML file such as conf/flight_delays.yaml"], str(path)
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"not valid YAML: {' '.join(str(error).split())}"], str(path)) from error
     if not isinstance(tree, dict):
@@ -190,7 +205,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return parse_config(tree, where=str(path), problems=problems)
 
 
-def parse_config(tree: Mapping[str, Any], where: str = "the configuration", problems: Sequence[str] = ()) -> Config:
+def parse_config(
+    tree: Mapping[str, Any], where: str = "the configuration", problems: Sequence[str] = ()
+) -> Config:
     """Check a tree of plain values; `problems` found before are reported along with the new ones."""
     found = list(problems)
     config: Config | None = None
@@ -287,7 +304,10 @@ def _check_pipeline(name: str) -> Iterator[str]:
     except (ImportError, ValueError):
         package = None
     if package is None or not package.submodule_search_locations:
-        yield f"pipeline: no folder pipelines/ is on the Python path; run from the folder that holds it, or add it to PYTHONPATH"
+        yield (
+            "pipeline: no folder pipelines/ is on the Python path; run from the folder that holds it, "
+            "or add it to PYTHONPATH"
+        )
         return
     roots = [Path(location) for location in package.submodule_search_locations]
     known = sorted({p.parent.name for root in roots for p in root.glob("*/data.py")})

@@ -1,4 +1,4 @@
-"""doctor: what would make a run fail, found in seconds, before anything is launched; each finding with its way out."""
+"""doctor: what would make a run fail, found in seconds before one is launched, each with its way out."""
 
 from __future__ import annotations
 
@@ -93,10 +93,14 @@ def _pipeline(config: Config) -> str:
         data = load(config, "data")
         missing = [name for name in ("read", "FEATURES", "TARGET", "RULES", "KEY") if not hasattr(data, name)]
         if missing:
-            raise ConfigError([f"pipelines/{config.pipeline}/data.py lacks {', '.join(missing)}; define them"])
+            raise ConfigError(
+                [f"pipelines/{config.pipeline}/data.py lacks {', '.join(missing)}; define them"]
+            )
         return f"{config.pipeline}: {len(data.FEATURES)} features, {type(create_task(config)).__name__}"
     except ImportError as error:
-        raise ConfigError([f"pipelines/{config.pipeline} can't be imported: {error}; install what it needs"]) from error
+        raise ConfigError(
+            [f"pipelines/{config.pipeline} can't be imported: {error}; install what it needs"]
+        ) from error
 
 
 def _slots(config: Config, spark: SparkSession) -> str:
@@ -108,12 +112,18 @@ def _slots(config: Config, spark: SparkSession) -> str:
 def _executors(config: Config, spark: SparkSession) -> str:
     """Ask as many Spark tasks as there are ranks; all of them must have this driver's versions."""
     ranks = config.train.ranks
-    answers = spark.range(0, ranks, 1, ranks).mapInArrow(report_versions, "versions string").distinct().collect()
+    answers = (
+        spark.range(0, ranks, 1, ranks).mapInArrow(report_versions, "versions string").distinct().collect()
+    )
     here = describe_versions()
     others = sorted({row["versions"] for row in answers} - {here})
     if others:
         raise ConfigError(
-            [f"the driver has {here}", *(f"an executor has {there}" for there in others), "give all the same environment"],
+            [
+                f"the driver has {here}",
+                *(f"an executor has {there}" for there in others),
+                "give all the same environment",
+            ],
             "the executors' versions",
         )
     return here

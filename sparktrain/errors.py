@@ -77,19 +77,53 @@ class NoRowsLeft(DataError):
         rules = ", ".join(f"`{rule}`: {count:,}" for rule, count in quarantined.items()) or "no rule fired"
         super().__init__(
             f"No row is left after cleaning: {rows_in:,} rows came in, quarantined by rule: {rules}. "
-            f"At least one row must pass every rule. Look at the rows in {where}, then relax the rule or fix the source."
+            f"At least one row must pass every rule. Look at the rows in {where}, then relax the rule "
+            "or fix the source."
         )
 
 
 class TooManyQuarantined(DataError):
     """More rows broke a rule than the configuration tolerates."""
 
-    def __init__(self, rows_in: int, quarantined: Mapping[str, int], total: int, limit: float, where: str) -> None:
+    def __init__(
+        self, rows_in: int, quarantined: Mapping[str, int], total: int, limit: float, where: str
+    ) -> None:
         rules = ", ".join(f"`{rule}`: {count:,}" for rule, count in quarantined.items())
         super().__init__(
             f"{total:,} of {rows_in:,} rows ({total / max(rows_in, 1):.2%}) were quarantined ({rules}); "
             f"prepare.max_quarantined_fraction allows {limit:.2%}. "
             f"Look at the rows in {where}, then fix the source or raise the limit."
+        )
+
+
+class FeaturesInvalid(DataError):
+    """Declared features that can't be used together, or with this source; holds every problem found."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(
+            f"The declared features can't be used:\n{bullet_list(problems)}\n"
+            "Declare each column once, under a name of its own, and the target not among the features."
+        )
+
+
+class RulesInvalid(DataError):
+    """Cleaning rules that are no conditions over the source's columns."""
+
+    def __init__(self, problems: Sequence[str], columns: Sequence[str]) -> None:
+        super().__init__(
+            f"These cleaning rules can't be evaluated:\n{bullet_list(problems)}\n"
+            f"A rule is a SQL condition on one row. Columns there are: {', '.join(columns)}."
+        )
+
+
+class ValueTooLarge(DataError):
+    """Numbers whose normalized value would be infinite."""
+
+    def __init__(self, columns: Mapping[str, float], limit: float, normalized_limit: float) -> None:
+        given = ", ".join(f"`{name}` holds ±{value:g}" for name, value in columns.items())
+        super().__init__(
+            f"Numbers are too large: {given}. They must stay within ±{limit:g}, and within ±{normalized_limit:.3g} "
+            "once they are normalized to float32. Quarantine such rows by a rule, or fix the source."
         )
 
 
@@ -131,7 +165,8 @@ class JavaMissing(SparktrainError):
 
     def __init__(self, found: str) -> None:
         super().__init__(
-            f"Spark needs Java 17 or newer, found {found}: install a JDK 17 (or newer) and put it on PATH or in JAVA_HOME."
+            f"Spark needs Java 17 or newer, found {found}: install a JDK 17 (or newer) and put it on "
+            "PATH or in JAVA_HOME."
         )
 
 
@@ -179,7 +214,9 @@ class RankLost(SparktrainError, RuntimeError):
 class SparkFailed(SparktrainError, RuntimeError):
     """Spark itself failed; the message is its first line, the whole stack lies in a file."""
 
-    def __init__(self, what: str, first_line: str, log: str | None, exit_code: int = EXIT_INFRASTRUCTURE) -> None:
+    def __init__(
+        self, what: str, first_line: str, log: str | None, exit_code: int = EXIT_INFRASTRUCTURE
+    ) -> None:
         self.exit_code = exit_code
         super().__init__(f"{what}: {first_line}" + (f"\nThe whole stack is in {log}" if log else ""))
 
@@ -189,7 +226,8 @@ class TrackingUnavailable(SparktrainError, RuntimeError):
 
     def __init__(self, uri: str, reason: str) -> None:
         super().__init__(
-            f"MLflow at {uri} can't be used: {reason}. Start the server, correct tracking.uri (or MLFLOW_TRACKING_URI), "
+            f"MLflow at {uri} can't be used: {reason}. Start the server, correct tracking.uri (or "
+            "MLFLOW_TRACKING_URI), "
             "or leave both empty to track into a SQLite file under storage.root."
         )
 
@@ -225,14 +263,15 @@ class StepFailed(SparktrainError):
 
 
 class NonFiniteLoss(SparktrainError, ValueError):
-    """The loss is NaN or infinite, so the weights would be lost with the next update."""
+    """The loss or its gradient is NaN or infinite, so the weights are lost; no checkpoint was taken since."""
 
     exit_code = EXIT_TRAINING
 
-    def __init__(self, step: int, loss: float) -> None:
+    def __init__(self, step: int, value: float, what: str = "loss") -> None:
         super().__init__(
-            f"The loss became {loss} by step {step}. It must be finite. The last checkpoint is still sound: "
-            "lower train.learning_rate or train.clip_gradient_norm, or look at the loss for a division or a logarithm of zero."
+            f"The {what} became {value} by step {step}. It must be finite. The last checkpoint is sound: "
+            "lower train.learning_rate or train.clip_gradient_norm, or look at the loss for a division "
+            "by zero, or a logarithm or a square root of it."
         )
 
 
@@ -241,8 +280,10 @@ class RendezvousTimeout(SparktrainError, TimeoutError):
 
     def __init__(self, rank: int, size: int, seconds: float, detail: str) -> None:
         super().__init__(
-            f"Rank {rank} waited {seconds:g} s for the gang of {size} to meet ({detail}). Every rank must see the run "
-            "directory and reach rank 0's host. Check the network between executors, or raise train.start_timeout_seconds."
+            f"Rank {rank} waited {seconds:g} s for the gang of {size} to meet ({detail}). Every rank "
+            "must see the run "
+            "directory and reach rank 0's host. Check the network between executors, or raise "
+            "train.start_timeout_seconds."
         )
 
 
@@ -251,7 +292,8 @@ class NotABarrierStage(SparktrainError, RuntimeError):
 
     def __init__(self, expected: int, given: int) -> None:
         super().__init__(
-            f"Spark started {given} barrier tasks, the gang needs {expected}: a plugin or an optimizer rule has dropped "
+            f"Spark started {given} barrier tasks, the gang needs {expected}: a plugin or an optimizer "
+            "rule has dropped "
             "barrier mode. Remove the plugin (spark.plugins, spark.sql.extensions) for training sessions."
         )
 
@@ -262,8 +304,10 @@ class NotPicklable(ConfigError):
     def __init__(self, names: Sequence[str], reason: str) -> None:
         super().__init__(
             [
-                f"can't be pickled: {', '.join(names) or 'the function'} ({reason}). Ranks are other processes: give them "
-                "plain values, and create locks, connections and models inside the function or in build_model()"
+                f"can't be pickled: {', '.join(names) or 'the function'} ({reason}). Ranks are other "
+                "processes: give them "
+                "plain values, and create locks, connections and models inside the function or in "
+                "build_model()"
             ],
             "what the gang shall run",
         )
@@ -300,10 +344,13 @@ class StreamStateMismatch(DataError):
     """A state that belongs to other batches than this stream's."""
 
     def __init__(self, differences: Mapping[str, tuple[object, object]]) -> None:
-        lines = [f"{key}: the state has {old!r}, the stream {new!r}" for key, (old, new) in differences.items()]
+        lines = [
+            f"{key}: the state has {old!r}, the stream {new!r}" for key, (old, new) in differences.items()
+        ]
         super().__init__(
             "The stream can't continue from this state, because rows would be lost or repeated:\n"
-            f"{bullet_list(lines)}\nSet these back to what the state has, or start from the beginning without it."
+            f"{bullet_list(lines)}\nSet these back to what the state has, or start from the beginning "
+            "without it."
         )
 
 
@@ -349,6 +396,7 @@ class OutputExists(SparktrainError, ValueError):
 
     def __init__(self, path: str) -> None:
         super().__init__(
-            f"{path} exists already, and nothing is overwritten. Give another score.output, remove it, or leave "
+            f"{path} exists already, and nothing is overwritten. Give another score.output, remove it, "
+            "or leave "
             "score.output empty for a new folder under storage.root."
         )

@@ -1,4 +1,4 @@
-"""The Spark session of our commands: settings that make gangs safe, logs in a file, a clear word about Java."""
+"""The Spark session of our commands: settings that make gangs safe, logs in a file, a word about Java."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def find_java() -> int:
     where = f"in JAVA_HOME={home}" if home else "on PATH"
     try:
         # `java -version` writes to stderr, by tradition.
-        text = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
+        text = subprocess.run(
+            [program, "-version"], capture_output=True, text=True, timeout=30, check=False
+        ).stderr
     except (OSError, subprocess.TimeoutExpired):
         raise JavaMissing(f"no Java {where}") from None
     match = re.search(r'version "(?:1\.)?(\d+)', text)
@@ -84,7 +86,8 @@ def spark_session(config: Config) -> Iterator[SparkSession]:
         raise SparkFailed("Spark did not start", lines[0], str(log) if log.exists() else None) from None
     try:
         if submitted:
-            # What goes wrong in a rank or a Spark task is told by our own errors, with the whole stack in a file.
+            # What goes wrong in a rank or a Spark task is told by our own errors, with the whole stack in a
+            # file.
             spark.sparkContext.setLogLevel("FATAL")
         ship_package(spark, "pipelines")
         yield spark

@@ -1,4 +1,4 @@
-"""The stages of a configuration, as both the terminal and the jobs call them: what they read, where they write."""
+"""The stages of a configuration, as both the terminal and the jobs call them."""
 
 from __future__ import annotations
 
@@ -49,11 +49,15 @@ def newest_dataset(config: Config) -> Dataset:
     """The dataset that was prepared last for this pipeline."""
     home = config.storage.root / "datasets" / config.pipeline
     if not home.exists():
-        raise DatasetInvalid(str(home), "nothing was prepared yet", "run `sparktrain prepare` with this configuration first")
+        raise DatasetInvalid(
+            str(home), "nothing was prepared yet", "run `sparktrain prepare` with this configuration first"
+        )
     return open_dataset(home)
 
 
-def train_stage(config: Config, spark: SparkSession, dataset: Dataset, on_event: OnEvent | None = None) -> TrainResult:
+def train_stage(
+    config: Config, spark: SparkSession, dataset: Dataset, on_event: OnEvent | None = None
+) -> TrainResult:
     """Train the pipeline's Task on a dataset."""
     return train(dataset, create_task(config), config, spark=spark, on_event=on_event)
 
@@ -110,7 +114,9 @@ def create_task(config: Config) -> TrainTask:
         known = ", ".join(getattr(task, "__dataclass_fields__", {})) or "none"
         raise ConfigError([f"train.model: {error}; the Task of {config.pipeline} takes: {known}"]) from error
     if not isinstance(created, TrainTask):
-        raise ConfigError([f"pipeline: Task in pipelines/{config.pipeline}/model.py must be a subclass of TrainTask"])
+        raise ConfigError(
+            [f"pipeline: Task in pipelines/{config.pipeline}/model.py must be a subclass of TrainTask"]
+        )
     return created
 
 
@@ -120,7 +126,9 @@ def _read(config: Config, data: ModuleType, spark: SparkSession, source: Mapping
         frame: DataFrame = data.read(spark, workspace, **source)
     except TypeError as error:
         if "argument" in str(error) and "read()" in str(error):
-            raise ConfigError([f"prepare.source: {error}; see read() in pipelines/{config.pipeline}/data.py"]) from error
+            raise ConfigError(
+                [f"prepare.source: {error}; see read() in pipelines/{config.pipeline}/data.py"]
+            ) from error
         raise
     return frame
 
@@ -132,7 +140,7 @@ def load(config: Config, part: str) -> ModuleType:
 
 @contextmanager
 def spark_errors(what: str, config: Config) -> Iterator[None]:
-    """Turn Spark's errors into one of ours: the line that matters on the screen, the whole stack in a file."""
+    """Turn Spark's errors into ours: the line that matters on the screen, the whole stack in a file."""
     try:
         yield
     except Exception as error:
@@ -143,7 +151,8 @@ def spark_errors(what: str, config: Config) -> Iterator[None]:
         log = config.storage.root.resolve() / "logs" / f"spark-error-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(text, encoding="utf-8")
-        # An error that we raised in a Spark task arrives as the last line of a Python traceback within the JVM's.
+        # An error that we raised in a Spark task arrives as the last line of a Python traceback within the
+        # JVM's.
         if own := re.search(r"^sparktrain\.errors\.(\w*): (.+)$", text, re.MULTILINE):
             raise DataError(f"{own[2]}\nThe whole stack is in {log}") from None
         raise SparkFailed(what, _telling_line(text), str(log), exit_code=DataError.exit_code) from None
@@ -168,6 +177,9 @@ def dataset_result(dataset: Dataset) -> dict[str, Any]:
     manifest = dataset.manifest
     return {
         "status": "finished",
-        "dataset": {**describe_dataset(dataset), "rows_in": manifest.rows_in, "rows_kept": manifest.rows_kept},
+        "dataset": {
+            **describe_dataset(dataset),
+            "rows_in": manifest.rows_in,
+            "rows_kept": manifest.rows_kept,
+        },
     }
-

@@ -1,7 +1,7 @@
 """Files that other processes look at while we write them: nothing is visible before it is whole.
 
-Only paths of a file system that all hosts see are supported so far; a URI of an object store is refused by the
-configuration.
+Only paths of a file system that all hosts see are supported so far; the configuration refuses the URI of an
+object store.
 """
 
 from __future__ import annotations

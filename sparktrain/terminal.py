@@ -1,9 +1,12 @@
-"""What a person sees in the terminal: progress while it runs, a table at the end. All of it on stderr or stdout as told."""
+"""What a person sees in the terminal: progress while it runs, tables at the end."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +17,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from sparktrain.dataset.manifest import Manifest
+    from sparktrain.doctor import Finding
 
 
 class TrainingProgress:
@@ -61,7 +65,9 @@ class TrainingProgress:
 
 def log_to(console: Console) -> None:
     """Show our own log lines, and everybody's warnings, on `console`."""
-    handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="[%X]", markup=False)
+    handler = RichHandler(
+        console=console, show_path=False, show_level=False, log_time_format="[%X]", markup=False
+    )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
     logging.getLogger("sparktrain").setLevel(logging.INFO)
     logging.getLogger("py4j").setLevel(logging.ERROR)
@@ -94,20 +100,29 @@ def training_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def run_table(result: Mapping[str, Any], tracking_uri: str) -> Table:
-    """Where everything lies, and how to look at it."""
+def run_table(result: Mapping[str, Any]) -> Table:
+    """What was done, how long it took, where everything lies."""
     table = _table("run", result["run_id"])
-    table.add_row("steps", f"{result['steps']:,}, with {result['world_size']} ranks, attempt {result['attempts']}")
+    table.add_row(
+        "steps", f"{result['steps']:,}, with {result['world_size']} ranks, attempt {result['attempts']}"
+    )
     table.add_row("seconds", ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items()))
     table.add_row("run directory", result["run_dir"])
     table.add_row("model", result["model_uri"])
     if score := result.get("score"):
         table.add_row("scores", f"{score['output']} ({score['rows']:,} rows)")
-    table.add_row("look at it", f"mlflow ui --backend-store-uri {tracking_uri} --host 127.0.0.1")
     return table
 
 
-def findings_table(findings: list[Mapping[str, str]]) -> Table:
+def ui_command(tracking_uri: str) -> str:
+    """What to type to look at the run in a browser, in one line to copy."""
+    if tracking_uri.startswith("http"):
+        return f"look at it: {tracking_uri}"
+    program = shutil.which("mlflow") or str(Path(sys.executable).with_name("mlflow"))
+    return f"look at it: {program} ui --backend-store-uri {tracking_uri} --host 127.0.0.1"
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
     table = Table(title="doctor", title_justify="left", title_style="bold")
     for column in ("", "what", "found", "way out"):
         table.add_column(column, overflow="fold")

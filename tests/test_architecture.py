@@ -33,7 +33,17 @@ ON_TOP = {"session", "stages", "doctor", "terminal", "cli", "testing", "__init__
 PYSPARK_ROOMS = {"preparation", "gang", "session", "stages", "doctor", "cli", "testing"}
 PYSPARK_FILES = {"scoring/on_spark.py"}
 MLFLOW_ROOMS = {"runs", "scoring"}
-TORCH_FREE_ROOMS = {"errors", "world", "config", "storage", "features", "preparation", "session", "terminal", "cli"}
+TORCH_FREE_ROOMS = {
+    "errors",
+    "world",
+    "config",
+    "storage",
+    "features",
+    "preparation",
+    "session",
+    "terminal",
+    "cli",
+}
 
 
 def room_of(file: Path) -> str:
@@ -123,7 +133,9 @@ def test_no_file_is_a_drawer_for_everything() -> None:
         ("pipelines.flight_delays.model", {"pyspark", "mlflow"}),
     ],
 )
-def test_a_module_can_be_imported_without_what_its_room_must_not_know(module: str, unwanted: set[str]) -> None:
+def test_a_module_can_be_imported_without_what_its_room_must_not_know(
+    module: str, unwanted: set[str]
+) -> None:
     # None in sys.modules makes every import of that name fail, as on a machine that does not have it.
     program = f"import sys; sys.modules.update(dict.fromkeys({sorted(unwanted)!r})); import {module}"
     done = subprocess.run(

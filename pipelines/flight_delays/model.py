@@ -1,4 +1,4 @@
-"""The model: an embedding for each categorical column beside the numeric ones, through a multi-layer perceptron."""
+"""The model: an embedding for each categorical column, beside the numeric ones, through a perceptron."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ class DelayModel(nn.Module):
         super().__init__()
         self.numeric = [feature.name for feature in features.numeric]
         self.embeddings = nn.ModuleDict(
-            {feature.name: nn.Embedding(feature.num_codes, embedding_size) for feature in features.categorical}
+            {
+                feature.name: nn.Embedding(feature.num_codes, embedding_size)
+                for feature in features.categorical
+            }
         )
         for embedding in self.embeddings.values():
             nn.init.normal_(embedding.weight, std=0.1)
