@@ -1,4 +1,4 @@
-"""Checkpoints: a directory per save, hashes in a manifest that is written last, verified before anything is loaded.
+"""Checkpoints: a directory per save, hashes in a manifest that is written last, verified before any load.
 
 Tensors are safetensors and everything else is JSON, so that loading a checkpoint runs no code from it.
 """
@@ -6,8 +6,8 @@ Tensors are safetensors and everything else is JSON, so that loading a checkpoin
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from sparktrain.errors import CheckpointInvalid
-from sparktrain.storage import commit_bytes, commit_json, read_json, sha256_file
+from sparktrain.storage import commit_bytes, commit_json, read_json, sha256_file, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 GENERATORS_FILE = "generators.safetensors"
 MANIFEST_FILE = "manifest.json"
 FORMAT = "sparktrain.checkpoint/1"
+
+_NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Checkpoint:
 
 
 def checkpoint_name(step: int, attempt: int) -> str:
-    """Name of a save's directory. The attempt is in it, so that a leftover rank of an earlier one can't touch ours."""
+    """Name of a save's directory; the attempt is in it, so that a leftover rank of another can't share it."""
     return f"step-{step:09d}-attempt-{attempt:03d}"
 
 
@@ -68,20 +70,27 @@ def save_checkpoint(
         state: JSON that comes back with the checkpoint.
     """
     if path.exists():  # the same step again within an attempt: nothing of it may survive beside the new files
-        shutil.rmtree(path)
+        _delete(path)
     path.mkdir(parents=True)
     tensors, settings = _optimizer_state(model, optimizer)
     contents = {MODEL_FILE: model.state_dict(), OPTIMIZER_FILE: tensors, GENERATORS_FILE: generators}
     files = {name: _write(path / name, content) for name, content in contents.items()}
     manifest = {"format": FORMAT, "step": step, "state": dict(state), "optimizer": settings, "files": files}
-    commit_json(path / MANIFEST_FILE, manifest)
+    # Its own hash too: a flipped digit in the data cursor would be valid JSON.
+    commit_json(path / MANIFEST_FILE, {**manifest, "sha256": _digest(manifest)})
     return Checkpoint(path, step, state)
 
 
 def committed(directory: Path) -> Iterator[Path]:
-    """Directories with a manifest, newest step first."""
-    found = [path.parent for path in directory.glob(f"step-*/{MANIFEST_FILE}")]
-    yield from sorted(found, key=lambda path: path.name, reverse=True)
+    """Directories with a manifest: the newest attempt first, and in it the newest step.
+
+    The attempt counts more than the step: a later attempt went on from the newest save that was whole then,
+    and a rank that was left over from an earlier attempt can't overtake it.
+    """
+    found = [
+        path.parent for path in directory.glob(f"step-*/{MANIFEST_FILE}") if _NAME.fullmatch(path.parent.name)
+    ]
+    yield from sorted(found, key=_attempt_and_step, reverse=True)
 
 
 def verify_checkpoint(path: Path) -> Checkpoint:
@@ -94,16 +103,18 @@ def verify_checkpoint(path: Path) -> Checkpoint:
         manifest = read_json(path / MANIFEST_FILE)
         if manifest["format"] != FORMAT:
             raise CheckpointInvalid(str(path), f"its format is {manifest['format']!r}, expected {FORMAT!r}")
-        for name, digest in manifest["files"].items():
-            if sha256_file(path / name) != digest:
-                raise CheckpointInvalid(str(path), f"{name} is not the file that was saved (its SHA-256 differs)")
-        return Checkpoint(path, int(manifest["step"]), manifest["state"])
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        digests = {MANIFEST_FILE: (_digest(manifest), manifest["sha256"])}
+        digests |= {name: (sha256_file(path / name), digest) for name, digest in manifest["files"].items()}
+        for name, (found, expected) in digests.items():
+            if found != expected:
+                raise CheckpointInvalid(str(path), f"{name} is not what was saved (its SHA-256 differs)")
+        return Checkpoint(path, manifest["step"], manifest["state"])
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointInvalid(str(path), f"{type(error).__name__}: {error}") from error
 
 
 def newest_valid(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint whose files are whole; each broken one that is passed over is logged as a warning."""
+    """The newest checkpoint whose files are whole; logs a warning for each broken one that is passed over."""
     for path in committed(directory):
         try:
             return verify_checkpoint(path)
@@ -134,17 +145,37 @@ def load_generators(path: Path) -> dict[str, Tensor]:
     return _load(path, GENERATORS_FILE)
 
 
-def delete_old(directory: Path, keep: int, also_keep: Path | None) -> None:
-    """Delete all but the newest `keep` committed checkpoints and `also_keep`; nothing that we didn't commit."""
-    for path in list(committed(directory))[keep:]:
+def delete_old(directory: Path, keep: int, also_keep: Path | None, attempt: int) -> None:
+    """Delete all but the newest `keep` committed checkpoints and `also_keep`; nothing that we didn't commit.
+
+    Args:
+        attempt: who deletes; what later attempts committed is none of its business.
+    """
+    ours = [path for path in committed(directory) if _attempt_and_step(path)[0] <= attempt]
+    for path in ours[keep:]:
         if path != also_keep:
-            (path / MANIFEST_FILE).unlink()  # first: a half-deleted directory must not look committed
-            shutil.rmtree(path)
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    (path / MANIFEST_FILE).unlink(missing_ok=True)  # first: a half-deleted directory must not look committed
+    shutil.rmtree(path)
+
+
+def _attempt_and_step(path: Path) -> tuple[int, int]:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[2]), int(match[1])
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(to_json({k: v for k, v in manifest.items() if k != "sha256"}).encode()).hexdigest()
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write tensors; return the SHA-256 of what was meant to be written, not of what the disk made of it."""
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    # clone: tied weights share their memory, which the format refuses
+    content = save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()})
     commit_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
 
@@ -156,16 +187,24 @@ def _load(path: Path, name: str) -> dict[str, Tensor]:
         raise CheckpointInvalid(str(path), f"{name}: {error}") from error
 
 
-def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+def _optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Name an optimizer's state by parameter, so that it does not hang on the parameters' order."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {
         f"{names[parameter]}/{slot}": torch.as_tensor(value)
         for parameter, slots in optimizer.state.items()
         for slot, value in slots.items()
     }
-    settings = []
-    for group in optimizer.param_groups:
-        plain = {k: v for k, v in group.items() if k != "params" and isinstance(v, bool | int | float | str | list | tuple | None)}
-        settings.append({**plain, "params": [names[parameter] for parameter in group["params"]]})
+    settings = [
+        {**_plain(group), "params": [names[parameter] for parameter in group["params"]]}
+        for group in optimizer.param_groups
+    ]
     return tensors, settings
+
+
+def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a parameter group that JSON can hold."""
+    kinds = (bool, int, float, str, list, tuple, type(None))
+    return {name: value for name, value in group.items() if name != "params" and isinstance(value, kinds)}

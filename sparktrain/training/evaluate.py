@@ -33,7 +33,13 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, task: TrainTask, dataset: Dataset, split: str, global_batch_size: int, num_lanes: int, world: World
+    model: nn.Module,
+    task: TrainTask,
+    dataset: Dataset,
+    split: str,
+    global_batch_size: int,
+    num_lanes: int,
+    world: World,
 ) -> Evaluation:
     """Evaluate `model` on a split; a collective call, all ranks together."""
     target_name = dataset.features.target.name

@@ -14,13 +14,16 @@ from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryAvera
 from sparktrain.features import FittedFeatures
 
 Batch = Mapping[str, Tensor]
-"""Columns of one batch by name, each of shape [rows]: float32 numeric features, int32 codes of categorical ones, the
-float32 target, int64 `row_id`, and float32 `row_weight` (0 for rows that only pad the batch)."""
+"""Columns of one batch by name, each of shape [rows]: float32 numeric features, int32 codes of categorical
+ones, the float32 target, int64 `row_id`, and float32 `row_weight` (0 for rows that only pad the batch)."""
 
 
 class TrainTask(ABC):
-    """Base of a task. A pipeline's `model.py` defines a subclass named `Task`, a frozen dataclass whose fields are the
-    configuration's `train.model`."""
+    """Base of a task.
+
+    A pipeline's `model.py` defines a subclass named `Task`, a frozen dataclass whose fields are the
+    configuration's `train.model`.
+    """
 
     @abstractmethod
     def build_model(self, features: FittedFeatures) -> nn.Module:
@@ -28,7 +31,7 @@ class TrainTask(ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each row, shape [rows]; the mean over all ranks' rows is what training minimizes."""
+        """Return the loss of each row, shape [rows]; training minimizes the mean over all ranks' rows."""
 
     @abstractmethod
     def predict(self, outputs: Tensor) -> Tensor:
@@ -40,7 +43,7 @@ class TrainTask(ABC):
 
 
 class BinaryClassification(TrainTask):
-    """A model of one logit per row, shape [rows], for a target of 0 and 1: cross entropy, probabilities, AUROC."""
+    """A model of one logit per row, shape [rows], for a target of 0 and 1: cross entropy, AUROC."""
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         return functional.binary_cross_entropy_with_logits(outputs, target, reduction="none")

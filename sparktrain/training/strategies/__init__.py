@@ -11,5 +11,5 @@ _STRATEGIES = {"ddp": ddp.wrap}
 
 
 def wrap(strategy: str, model: nn.Module, world: World) -> nn.Module:
-    """Return a module that trains `model` (same parameters) together with the other ranks; alone: `model` itself."""
+    """Return a module that trains `model` together with the other ranks; alone: `model` itself."""
     return _STRATEGIES[strategy](model, world) if world.size > 1 else model
