@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame, SparkSession
 from sparktrain.config import Config
 from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.errors import ConfigError, DataError, DatasetInvalid, OutputExists, SparkFailed
-from sparktrain.gang.train import TrainResult, describe_dataset, train
+from sparktrain.gang.supervise import TrainResult, describe_dataset, train
 from sparktrain.preparation import prepare
 from sparktrain.runs.connection import check_tracking, resolve_tracking_uri
 from sparktrain.training.task import TrainTask

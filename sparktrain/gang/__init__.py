@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparktrain.gang.launch import Gang
-    from sparktrain.gang.train import TrainResult, train
+    from sparktrain.gang.supervise import TrainResult, train
 
 __all__ = ["Gang", "TrainResult", "train"]
 
-_HOMES = {"Gang": "launch", "TrainResult": "train", "train": "train"}
+# No module here may bear the name of a function: once imported, the module would stand in its place.
+_HOMES = {"Gang": "launch", "TrainResult": "supervise", "train": "supervise"}
 
 
 def __getattr__(name: str) -> Any:
