@@ -3,4 +3,12 @@
 from sparktrain.features.declare import Categorical, Feature, Numeric, Target
 from sparktrain.features.fitted import FittedCategorical, FittedFeatures, FittedNumeric
 
-__all__ = ["Categorical", "Feature", "FittedCategorical", "FittedFeatures", "FittedNumeric", "Numeric", "Target"]
+__all__ = [
+    "Categorical",
+    "Feature",
+    "FittedCategorical",
+    "FittedFeatures",
+    "FittedNumeric",
+    "Numeric",
+    "Target",
+]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 
 class Declared(BaseModel):
@@ -37,19 +37,20 @@ class Numeric(_Feature):
         column: the raw column, of any numeric type; None: the same as `name`.
         normalize: "standard" subtracts the training rows' mean and divides by their population standard
             deviation (a constant column is only centred); "none" keeps the value.
-        fill: what a null, a NaN or an infinity becomes before normalizing: the training rows' "mean", or a number.
+        fill: what a null, a NaN or an infinity becomes before normalizing: the training rows' "mean", or a
+            (finite) number.
     """
 
     kind: Literal["numeric"] = "numeric"
     normalize: Literal["standard", "none"] = "standard"
-    fill: Literal["mean"] | float = "mean"
+    fill: Literal["mean"] | FiniteFloat = "mean"
 
 
 class Categorical(_Feature):
     """A column of values from a vocabulary, handed to the model as int32 codes.
 
-    Code 0 is null, code 1 is any value that the vocabulary lacks, codes from 2 on are the vocabulary by falling
-    count (ties: by the value's code points).
+    Code 0 is null, code 1 is any value that the vocabulary lacks, codes from 2 on are the vocabulary by
+    falling count (ties: by the value's code points).
 
     Attributes:
         name: what the model knows it by.
@@ -64,9 +65,10 @@ class Categorical(_Feature):
 
 
 class Target(Declared):
-    """The column to predict, handed to the loss as float32; a row without it is quarantined as `target_missing`.
+    """The column to predict, a number or a boolean, handed to the loss as float32.
 
-    `kind="binary"` takes 0/1 or a boolean; any other value is quarantined as `target_not_binary`.
+    A row without it is quarantined as `target_missing`. `kind="binary"` takes 0/1 or a boolean; any other
+    value is quarantined as `target_not_binary`.
     """
 
     name: str

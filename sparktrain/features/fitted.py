@@ -1,4 +1,4 @@
-"""Features after fitting: the one object that prepare, training, scoring and serving share, stored as JSON."""
+"""Features after fitting: the one object that prepare, training, scoring and serving share, kept as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from sparktrain.errors import SchemaMismatch
 from sparktrain.features.declare import Declared, Target
@@ -29,21 +29,25 @@ ARROW_TYPES: dict[InputType, pa.DataType] = {
 
 
 class FittedNumeric(Declared):
-    """`(fill if x is null, NaN or infinite else x) - offset, divided by scale`, in float64, then float32."""
+    """`(fill if x is null, NaN or infinite else x) - offset, divided by scale`, in float64, then float32.
+
+    Minus zero becomes zero: sorting can't tell them apart, so that a dataset's bytes would depend on the
+    order in which its rows came.
+    """
 
     kind: Literal["numeric"] = "numeric"
     name: str
     column: str
     input_type: InputType
-    fill: float
-    offset: float
-    scale: float
+    fill: FiniteFloat
+    offset: FiniteFloat
+    scale: Annotated[FiniteFloat, Field(gt=0)]
 
     def transform(self, column: pa.Array) -> NDArray[np.float32]:
-        values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)  # a null arrives as NaN
+        values = read_as(column, "double").to_numpy(zero_copy_only=False)  # a null arrives as NaN
         filled = np.where(np.isfinite(values), values, self.fill)
         with np.errstate(over="ignore"):
-            return ((filled - self.offset) / self.scale).astype(np.float32)
+            return ((filled - self.offset) / self.scale).astype(np.float32) + np.float32(0)
 
 
 class FittedCategorical(Declared):
@@ -136,16 +140,34 @@ class FittedFeatures(Declared):
 def read_as(column: pa.Array, input_type: InputType) -> pa.Array:
     """Cast a raw column to the type it had when the feature was fitted.
 
-    pandas turns integers with a missing value into floats with NaN, so NaN is read as null there; a fraction in an
-    integer column stays an error, because no vocabulary can hold it.
+    pandas turns integers with a missing value into floats with NaN, so NaN is read as null there; a fraction
+    in an integer column stays an error, because no vocabulary can hold it.
+
+    Raises:
+        pa.ArrowException: text is no number, a number is no text, and so on.
     """
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     target = ARROW_TYPES[input_type]
-    if input_type in ("string", "boolean") and not (column.type == target or pa.types.is_null(column.type)):
-        if pa.types.is_large_string(column.type) or pa.types.is_dictionary(column.type):
-            return column.cast(pa.string())
+    if not _is_readable(column.type, input_type):
         raise pa.ArrowTypeError(f"{column.type} is not {target}")
-    if pa.types.is_string(column.type) and input_type != "string":
-        raise pa.ArrowTypeError("text is not a number")
     if input_type == "long" and pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-    return column.cast(target)
+        column = column.cast(pa.float64())
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)
+    if input_type == "double" and pa.types.is_decimal(column.type):
+        column = column.cast(pa.string())  # the direct cast is off by a bit where Spark's is not
+    # Integers beyond 2**53 are rounded to the nearest float64, as Spark does it.
+    return column.cast(target, safe=input_type != "double")
+
+
+def _is_readable(given: pa.DataType, input_type: InputType) -> bool:
+    if pa.types.is_null(given):
+        return True
+    if input_type == "string":
+        return str(given) in ("string", "large_string", "string_view")
+    if input_type == "boolean":
+        return bool(pa.types.is_boolean(given))
+    return any(
+        test(given)
+        for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean)
+    )

@@ -1,4 +1,7 @@
-"""Fitted features as native Column expressions: the same arithmetic, in the same order, as `FittedFeatures.transform`."""
+"""Fitted features as native Column expressions.
+
+The same arithmetic, in the same order, as `FittedFeatures.transform`.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,26 @@ from sparktrain.features.fitted import FIRST_VOCABULARY_CODE, NULL_CODE, UNKNOWN
 def feature_columns(features: FittedFeatures) -> list[Column]:
     """One non-null column per feature (float or int), in the declared order, under the feature's name."""
     return [
-        (_numeric(f) if isinstance(f, FittedNumeric) else _categorical(f)).alias(f.name) for f in features.features
+        (_numeric(f) if isinstance(f, FittedNumeric) else _categorical(f)).alias(f.name)
+        for f in features.features
     ]
 
 
 def target_column(features: FittedFeatures) -> Column:
-    return F.col(f"`{features.target.name}`").cast("float").alias(features.target.name)
+    return _unsigned_zero(F.col(f"`{features.target.name}`").cast("float")).alias(features.target.name)
 
 
 def _numeric(feature: FittedNumeric) -> Column:
     value = F.col(f"`{feature.column}`").cast("double")
-    # A comparison with NaN is not false in Spark (NaN is the largest number), so that it is asked for by name.
+    # A comparison with NaN is not false in Spark (NaN is the largest number), so it is asked for by name.
     finite = value.isNotNull() & ~F.isnan(value) & (F.abs(value) < F.lit(float("inf")))
     filled = F.when(finite, value).otherwise(F.lit(feature.fill))
-    return ((filled - F.lit(feature.offset)) / F.lit(feature.scale)).cast("float")
+    return _unsigned_zero(((filled - F.lit(feature.offset)) / F.lit(feature.scale)).cast("float"))
+
+
+def _unsigned_zero(value: Column) -> Column:
+    """Turn -0.0 into 0.0: they sort as equals, so that the bytes would depend on the order of the rows."""
+    return value + F.lit(0.0).cast("float")
 
 
 def _categorical(feature: FittedCategorical) -> Column:
