@@ -116,14 +116,51 @@ class RulesInvalid(DataError):
         )
 
 
+class SourceMissing(DataError):
+    """Nothing to read where the source should be."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"There is no file at {path}. Give a CSV file, a directory of them or a glob.")
+
+
+class ColumnsReordered(DataError):
+    """A file that has the declared columns in another order."""
+
+    def __init__(self, file: str, given: Sequence[str], expected: Sequence[str]) -> None:
+        super().__init__(
+            f"{file} has the columns in the order {', '.join(given)}; the schema says {', '.join(expected)}. "
+            "Reorder one of them."
+        )
+
+
+class SourceChanged(DataError):
+    """Two looks at the source saw other rows."""
+
+    def __init__(self, split: str, counted: int, written: int) -> None:
+        super().__init__(
+            f"The source changed while it was read: {counted:,} {split} rows were counted, "
+            f"{written:,} written. Prepare from files that stay as they are, without rand() or limit()."
+        )
+
+
+class SplitEmpty(DataError):
+    """So few rows that a split got none."""
+
+    def __init__(self, rows: int, splits: Sequence[str]) -> None:
+        super().__init__(
+            f"{rows:,} rows are too few: no row fell into the split {', '.join(splits)}. Give more rows, or "
+            "set prepare.split.validation and prepare.split.test to what you need (0 for none)."
+        )
+
+
 class ValueTooLarge(DataError):
     """Numbers whose normalized value would be infinite."""
 
     def __init__(self, columns: Mapping[str, float], limit: float, normalized_limit: float) -> None:
         given = ", ".join(f"`{name}` holds ±{value:g}" for name, value in columns.items())
         super().__init__(
-            f"Numbers are too large: {given}. They must stay within ±{limit:g}, and within ±{normalized_limit:.3g} "
-            "once they are normalized to float32. Quarantine such rows by a rule, or fix the source."
+            f"Numbers are too large: {given}. They must stay within ±{limit:g}, and within "
+            f"±{normalized_limit:.3g} once they are normalized to float32. Quarantine such rows by a rule, or fix the source."
         )
 
 
@@ -284,6 +321,31 @@ class RendezvousTimeout(SparktrainError, TimeoutError):
             "must see the run "
             "directory and reach rank 0's host. Check the network between executors, or raise "
             "train.start_timeout_seconds."
+        )
+
+
+class DeviceUnknown(SparktrainError, ValueError):
+    """Spark granted a GPU that CUDA can't be asked for by that name."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, address: str, visible: str | None) -> None:
+        super().__init__(
+            f"Spark granted the GPU {address!r}; CUDA_VISIBLE_DEVICES of the worker is {visible!r}. CUDA knows a GPU "
+            "by its number, or by a name that is listed there. List the names of the MIG slices in "
+            "spark.executorEnv.CUDA_VISIBLE_DEVICES, or let the discovery script give numbers."
+        )
+
+
+class AttemptExists(SparktrainError, ValueError):
+    """A gang's directory that was used before."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"{path} exists already. A gang's directory belongs to one attempt, because leftover files "
+            "would be taken for its own. Give a new directory, or none for a temporary one."
         )
 
 

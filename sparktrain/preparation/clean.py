@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pyspark.errors import AnalysisException
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from sparktrain.errors import DataError
+from sparktrain.errors import RulesInvalid
 from sparktrain.features import Target
 from sparktrain.preparation.source import MALFORMED_COLUMN
 
@@ -22,7 +24,9 @@ class Rule:
 
     Attributes:
         name: what the counts and the quarantine call it.
-        keep: a SQL expression over the raw columns; false and null both quarantine the row.
+        keep: a SQL condition on the raw columns of one row; false and null both quarantine the row. What
+            can't be computed (a division by zero, an overflow, text that is no number) is null, in ANSI mode,
+            too.
     """
 
     name: str
@@ -32,17 +36,35 @@ class Rule:
 def mark_broken_rules(df: DataFrame, rules: Sequence[Rule], target: Target) -> DataFrame:
     """Add `_broken_rule`: the name of the first rule that the row breaks, or null for a row to keep.
 
-    Order: unparsable text first (its other fields mean nothing), then the declared rules, then the target's own.
+    Order: unparsable text first (its other fields mean nothing), then the declared rules, then the target's.
 
     Raises:
-        DataError: a rule is not valid SQL over these columns; names every such rule.
+        RulesInvalid: a rule is not valid SQL over these columns; names every such rule.
     """
-    _check_rules(df, rules)
+    with _without_ansi(df.sparkSession):
+        _check_rules(df, rules)
+        return df.withColumn(RULE_COLUMN, _first_broken(df, rules, target))
+
+
+def _first_broken(df: DataFrame, rules: Sequence[Rule], target: Target) -> Column:
     conditions = [(rule.name, F.expr(rule.keep)) for rule in rules] + _target_rules(target)
     if MALFORMED_COLUMN in df.columns:
         conditions.insert(0, ("malformed", F.col(MALFORMED_COLUMN).isNull()))
-    broken = [F.when(F.coalesce(keep, F.lit(False)), None).otherwise(F.lit(name)) for name, keep in conditions]
-    return df.withColumn(RULE_COLUMN, F.coalesce(*broken))
+    broken = [
+        F.when(F.coalesce(keep, F.lit(False)), None).otherwise(F.lit(name)) for name, keep in conditions
+    ]
+    return F.coalesce(*broken)
+
+
+@contextmanager
+def _without_ansi(spark: SparkSession) -> Iterator[None]:
+    """Expressions that are resolved within give null where ANSI mode would fail the whole job for one row."""
+    before = spark.conf.get("spark.sql.ansi.enabled")
+    spark.conf.set("spark.sql.ansi.enabled", "false")
+    try:
+        yield
+    finally:
+        spark.conf.set("spark.sql.ansi.enabled", before or "false")
 
 
 def rule_names(df: DataFrame, rules: Sequence[Rule], target: Target) -> list[str]:
@@ -60,15 +82,28 @@ def _target_rules(target: Target) -> list[tuple[str, Column]]:
 
 
 def _check_rules(df: DataFrame, rules: Sequence[Rule]) -> None:
-    problems = []
-    for rule in rules:
-        try:
-            kind = df.select(F.expr(rule.keep)).schema.fields[0].dataType.simpleString()
-        except AnalysisException as error:
-            problems.append(f"`{rule.name}` ({rule.keep}): {str(error).splitlines()[0]}")
-        else:
-            if kind != "boolean":
-                problems.append(f"`{rule.name}` ({rule.keep}): gives {kind}, a rule must be true or false")
+    problems = [f"`{rule.name}` ({rule.keep}): {fault}" for rule in rules if (fault := _fault(df, rule))]
     if problems:
-        listed = "\n".join(f"  - {problem}" for problem in problems)
-        raise DataError(f"These cleaning rules can't be evaluated:\n{listed}\nColumns there are: {', '.join(df.columns)}.")
+        raise RulesInvalid(problems, df.columns)
+
+
+def _fault(df: DataFrame, rule: Rule) -> str | None:
+    """What is wrong with a rule, in one line."""
+    try:
+        with _quiet():
+            # Beside all columns, so that an aggregate, which is no condition on one row, fails here.
+            kind = df.select("*", F.expr(rule.keep)).schema.fields[-1].dataType.simpleString()
+    except AnalysisException as error:
+        return str(error).strip().splitlines()[0]
+    return None if kind == "boolean" else f"gives {kind}, a rule must be true or false"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PySpark 4 logs the JVM's stack for every SQL error, also for those that are caught."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

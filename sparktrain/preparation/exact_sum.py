@@ -1,9 +1,10 @@
 """Sums of floating-point numbers that do not depend on the order of the rows.
 
-Spark adds partial sums in the order in which tasks end, so the last bits of `avg` and `stddev` differ between two
-runs over the same rows. Here every float64 is split into an integer mantissa and an exponent, and mantissas are
-added per exponent as integers: exact, hence the same in any order and any partitioning, and mergeable. (The idea is
-the long accumulator of U. Kulisch, "Computer Arithmetic and Validity", with one bin per exponent.)
+Spark adds partial sums in the order in which tasks end, so the last bits of `avg` and `stddev` differ between
+two runs over the same rows. Here every float64 is split into an integer mantissa and an exponent, and
+mantissas are added per exponent as integers: exact, hence the same in any order and any partitioning, and
+mergeable. (The idea is the long accumulator of U. Kulisch, "Computer Arithmetic and Validity", with one bin
+per exponent.)
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST = 1e150  # squares of larger values overflow
 _MANTISSA_BITS = 53
 _LOW_BITS = 26
 _SPLITTER = float(2**27 + 1)
@@ -23,11 +23,12 @@ Bins = dict[int, int]
 """Sum of integer mantissas by binary exponent: the value is the sum of `mantissa * 2**exponent`."""
 
 
-def exact_bins(values: NDArray[np.float64]) -> Bins:
-    """Add up finite float64 `values` of shape [n], n < 2**26, without rounding."""
+def exact_bins(values: NDArray[np.float64], shift: NDArray[np.int32] | int = 0) -> Bins:
+    """Add up `values * 2**shift` without rounding: finite float64 of shape [n], n < 2**26."""
     if not len(values):
         return {}
     fraction, exponent = np.frexp(values)
+    exponent = exponent + shift
     mantissa = np.ldexp(fraction, _MANTISSA_BITS).astype(np.int64)
     lowest = int(exponent.min())
     slot = exponent - lowest
@@ -35,21 +36,25 @@ def exact_bins(values: NDArray[np.float64]) -> Bins:
     high = np.bincount(slot, weights=(mantissa >> _LOW_BITS).astype(np.float64))
     low = np.bincount(slot, weights=(mantissa & ((1 << _LOW_BITS) - 1)).astype(np.float64))
     return {
-        lowest + int(k) - _MANTISSA_BITS: (int(high[k]) << _LOW_BITS) + int(low[k]) for k in np.flatnonzero((high != 0) | (low != 0))
+        lowest + int(k) - _MANTISSA_BITS: (int(high[k]) << _LOW_BITS) + int(low[k])
+        for k in np.flatnonzero((high != 0) | (low != 0))
     }
 
 
 def exact_square_bins(values: NDArray[np.float64]) -> Bins:
-    """Add up the squares of `values` (each at most `LARGEST`) without rounding.
+    """Add up the squares of finite `values` of shape [n], n < 2**26, without rounding.
 
     A square is the rounded product plus its rounding error, which is a float64 too (Dekker's product).
+    Fractions are multiplied and exponents added apart, because products of very large or small values
+    leave float64.
     """
-    product = values * values
-    spread = _SPLITTER * values
-    head = spread - (spread - values)
-    tail = values - head
+    fraction, exponent = np.frexp(values)
+    product = fraction * fraction
+    spread = _SPLITTER * fraction
+    head = spread - (spread - fraction)
+    tail = fraction - head
     error = ((head * head - product) + 2.0 * head * tail) + tail * tail
-    return merge_bins(exact_bins(product), exact_bins(error))
+    return merge_bins(exact_bins(product, 2 * exponent), exact_bins(error, 2 * exponent))
 
 
 def merge_bins(left: Mapping[int, int], right: Mapping[int, int]) -> Bins:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -17,20 +18,26 @@ import pyspark
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import BooleanType, DataType, IntegralType, NumericType, StringType
 
 from sparktrain import __version__
 from sparktrain.config import PrepareConfig
 from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.dataset.dataset import LATEST_FILE
-from sparktrain.dataset.manifest import EXAMPLES_FILE, FEATURES_FILE, MANIFEST_FILE, ColumnSpec, Manifest, Part, Split
-from sparktrain.errors import DataError, NoRowsLeft, SchemaMismatch, TooManyQuarantined
-from sparktrain.features import Categorical, Feature, FittedFeatures, Numeric, Target
-from sparktrain.features.fitted import InputType
+from sparktrain.dataset.manifest import (
+    EXAMPLES_FILE,
+    FEATURES_FILE,
+    MANIFEST_FILE,
+    ColumnSpec,
+    Manifest,
+    Part,
+    Split,
+)
+from sparktrain.errors import DataError, NoRowsLeft, SourceChanged, SplitEmpty, TooManyQuarantined
+from sparktrain.features import Feature, FittedFeatures, Target
+from sparktrain.preparation.check import check_columns
 from sparktrain.preparation.clean import RULE_COLUMN, Rule, mark_broken_rules, rule_names
 from sparktrain.preparation.fit import Fit, fit
-from sparktrain.preparation.source import MALFORMED_COLUMN
-from sparktrain.preparation.split import ROW_ID_COLUMN, SPLIT_COLUMN, SPLITS, add_split
+from sparktrain.preparation.split import ROW_ID_COLUMN, SPLITS, add_split
 from sparktrain.preparation.write import part_schema, write_parts
 from sparktrain.storage import commit_bytes, commit_json, writable_directory
 
@@ -69,7 +76,7 @@ def prepare(
         DataError: with what was given, what is allowed and the way out; no dataset is left behind then.
     """
     config = config or PrepareConfig()
-    input_types = _check_columns(df, features, target, key)
+    input_types = check_columns(df, features, target, key)
     home = writable_directory(Path(root) / "datasets" / name)
     marked = add_split(mark_broken_rules(df, rules, target), key, config.split)
     marked = marked.persist(StorageLevel.MEMORY_AND_DISK)
@@ -87,46 +94,6 @@ def prepare(
             return open_dataset(_publish(staging, home))
     finally:
         marked.unpersist()
-
-
-def _check_columns(df: DataFrame, features: Sequence[Feature], target: Target, key: Sequence[str]) -> dict[str, InputType]:
-    """Find every column that is missing, declared twice or of a type that its feature can't take."""
-    names = [f.name for f in features]
-    doubled = sorted({n for n in [*names, target.name] if [*names, target.name].count(n) > 1})
-    reserved = sorted({ROW_ID_COLUMN, RULE_COLUMN, SPLIT_COLUMN, MALFORMED_COLUMN} & {*names, target.name})
-    if not features or doubled or reserved:
-        raise DataError(
-            "The declared features can't be used: "
-            + ("there is none" if not features else f"declared twice: {doubled}; reserved names: {reserved}")
-            + ". Declare each column once, under another name than the reserved ones, the target not among the features."
-        )
-    types = {field.name: field.dataType for field in df.schema.fields}
-    wanted = [*(f.source for f in features), target.name, *key]
-    missing = [n for n in dict.fromkeys(wanted) if n not in types]
-    input_types: dict[str, InputType] = {}
-    retyped: dict[str, tuple[str, str]] = {}
-    for feature in features:
-        if feature.source in types:
-            kind, allowed = _input_type(feature, types[feature.source])
-            if kind is None:
-                retyped[feature.source] = (types[feature.source].simpleString(), allowed)
-            elif input_types.get(feature.source) != "long":
-                # An integer column may serve as a number and as a category: as "long" it can be both.
-                input_types[feature.source] = kind
-    if missing or retyped:
-        raise SchemaMismatch("the source", missing=missing, retyped=retyped, way_out=f"the source has {', '.join(df.columns)}")
-    return input_types
-
-
-def _input_type(feature: Feature, given: DataType) -> tuple[InputType | None, str]:
-    if isinstance(feature, Numeric):
-        return ("double" if isinstance(given, NumericType) else None), "a number"
-    assert isinstance(feature, Categorical)
-    if isinstance(given, StringType):
-        return "string", ""
-    if isinstance(given, BooleanType):
-        return "boolean", ""
-    return ("long" if isinstance(given, IntegralType) else None), "text, an integer or a boolean"
 
 
 @contextmanager
@@ -157,33 +124,40 @@ def _check_counts(found: Fit, config: PrepareConfig, staging: Path, home: Path) 
         if total:
             os.rename(staging / "quarantine", rejected)
         if kept == 0:
-            raise NoRowsLeft(found.rows_in, found.quarantined, str(rejected) if total else "the source, which is empty")
-        raise TooManyQuarantined(found.rows_in, found.quarantined, total, config.max_quarantined_fraction, str(rejected))
+            raise NoRowsLeft(
+                found.rows_in, found.quarantined, str(rejected) if total else "the source, which is empty"
+            )
+        raise TooManyQuarantined(
+            found.rows_in, found.quarantined, total, config.max_quarantined_fraction, str(rejected)
+        )
     wanted = {"train": 1.0, "validation": config.split.validation, "test": config.split.test}
     empty = [split for split, fraction in wanted.items() if fraction > 0 and not found.split_rows.get(split)]
     if empty:
-        raise DataError(
-            f"{kept:,} rows are too few: no row fell into the split {', '.join(empty)}. "
-            "Give more rows, or set prepare.split.validation and prepare.split.test to what you need (0 for none)."
-        )
+        raise SplitEmpty(kept, empty)
 
 
 def _examples(kept: DataFrame, features: FittedFeatures) -> list[dict[str, object]]:
     """A few raw rows as they came, the same ones every time: what a served model shows people to send."""
     columns = [F.col(f"`{name}`").cast(kind) for name, kind in features.input_types.items()]
-    rows = kept.orderBy(ROW_ID_COLUMN).limit(NUM_EXAMPLES).select(*columns).collect()
-    return [row.asDict() for row in rows]
+    rows = kept.orderBy(ROW_ID_COLUMN, *columns).limit(NUM_EXAMPLES).select(*columns).collect()
+    return [{name: _json_value(value) for name, value in row.asDict().items()} for row in rows]
 
 
-def _write_manifest(staging: Path, name: str, found: Fit, parts: Mapping[str, list[Part]], config: PrepareConfig) -> None:
+def _json_value(value: object) -> object:
+    """JSON has no NaN and no infinity; a feature takes a missing value for the same."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_manifest(
+    staging: Path, name: str, found: Fit, parts: Mapping[str, list[Part]], config: PrepareConfig
+) -> None:
     """Write `features.json`, then the manifest: from then on the directory is a dataset."""
-    splits = {s: Split(rows=sum(p.rows for p in parts.get(s, [])), parts=tuple(parts.get(s, []))) for s in SPLITS}
+    splits = {
+        s: Split(rows=sum(p.rows for p in parts.get(s, [])), parts=tuple(parts.get(s, []))) for s in SPLITS
+    }
     for split, content in splits.items():
         if content.rows != found.split_rows.get(split, 0):
-            raise DataError(
-                f"The source changed while it was read: {found.split_rows.get(split, 0):,} {split} rows were counted, "
-                f"{content.rows:,} written. Prepare from files that stay as they are, without rand() or limit()."
-            )
+            raise SourceChanged(split, found.split_rows.get(split, 0), content.rows)
     features_json = found.features.to_json().encode()
     columns = _columns(found.features)
     manifest = Manifest(
@@ -207,13 +181,15 @@ def _columns(features: FittedFeatures) -> tuple[ColumnSpec, ...]:
     roles = {ROW_ID_COLUMN: "row_id", features.target.name: "target"}
     names = {pa.float32(): "float32", pa.int32(): "int32", pa.int64(): "int64"}
     return tuple(
-        ColumnSpec.model_validate({"name": f.name, "dtype": names[f.type], "role": roles.get(f.name, "feature")})
+        ColumnSpec.model_validate(
+            {"name": f.name, "dtype": names[f.type], "role": roles.get(f.name, "feature")}
+        )
         for f in part_schema(features)
     )
 
 
 def fingerprint(columns: Sequence[ColumnSpec], features_json: bytes, splits: Mapping[str, Split]) -> str:
-    """Name a dataset by its content: columns, statistics, and the values of every part in order. 32 hex digits."""
+    """Name a dataset by its content: columns, statistics, the values of every part. 32 hex digits."""
     content = {
         "columns": [column.model_dump(mode="json") for column in columns],
         "features": hashlib.sha256(features_json).hexdigest(),
@@ -224,10 +200,19 @@ def fingerprint(columns: Sequence[ColumnSpec], features_json: bytes, splits: Map
 
 def _publish(staging: Path, home: Path) -> Path:
     """Move the dataset to its name and point `latest.json` to it."""
-    name = json.loads((staging / MANIFEST_FILE).read_bytes())["fingerprint"]
+    name = Manifest.load(staging).fingerprint
     final = home / name
-    if not (final / MANIFEST_FILE).exists():
+    if not _is_sound(final):
         shutil.rmtree(final, ignore_errors=True)
         os.rename(staging, final)
     commit_json(home / LATEST_FILE, {"path": name})
     return final
+
+
+def _is_sound(directory: Path) -> bool:
+    """Whether the dataset is there with all its files: a damaged one is replaced, as its error promises."""
+    try:
+        open_dataset(directory).verify()
+    except DataError:
+        return False
+    return True

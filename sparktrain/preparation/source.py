@@ -1,4 +1,7 @@
-"""Reading files of text without losing a row: what can't be parsed is kept, marked, and quarantined by `clean`."""
+"""Reading files of text without losing a row.
+
+What can't be parsed is kept, marked, and quarantined by `clean`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StringType, StructField, StructType
 
-from sparktrain.errors import DataError, SchemaMismatch
+from sparktrain.errors import ColumnsReordered, SchemaMismatch, SourceMissing
 
 MALFORMED_COLUMN = "_malformed_row"
 
@@ -21,7 +24,8 @@ def read_csv(spark: SparkSession, path: str | Path, schema: str, null_value: str
     """Read CSV files with a header into typed columns plus `_malformed_row`.
 
     A row with too few or too many fields, or with a field that is not of its column's type, has its text in
-    `_malformed_row` (null otherwise); `prepare` quarantines it under the rule `malformed`.
+    `_malformed_row` (null otherwise); `prepare` quarantines it under the rule `malformed`. A quote within
+    quotes is written twice, as in RFC 4180; a row is one line.
 
     Args:
         path: a file, a directory or a glob.
@@ -29,10 +33,11 @@ def read_csv(spark: SparkSession, path: str | Path, schema: str, null_value: str
         null_value: how the files write a missing value.
 
     Raises:
-        DataError: no file there.
-        SchemaMismatch: a file's header differs from `schema`.
+        SourceMissing: no file there.
+        SchemaMismatch, ColumnsReordered: a file's header differs from `schema`.
     """
     declared = StructType.fromDDL(schema)
+    assert isinstance(declared, StructType)
     for file in _files(path):
         _check_header(file, declared.fieldNames())
     return (
@@ -41,27 +46,35 @@ def read_csv(spark: SparkSession, path: str | Path, schema: str, null_value: str
         .option("nullValue", null_value)
         .option("mode", "PERMISSIVE")
         .option("columnNameOfCorruptRecord", MALFORMED_COLUMN)
-        # Parsing only the columns that a query selects would call the same row broken in one query and sound in another.
+        .option("escape", '"')  # Spark's own is the backslash, which tears `"a ""b"", c"` apart
+        # Parsing only the columns that a query selects would call the same row broken in one query and sound
+        # in another.
         .option("columnPruning", False)
         .csv(str(path))
     )
 
 
 def _files(path: str | Path) -> list[str]:
-    found = sorted(glob.glob(str(path)))
-    if len(found) == 1 and Path(found[0]).is_dir():
-        found = sorted(str(p) for p in Path(found[0]).iterdir() if p.is_file() and p.name[0] not in "._")
+    found = []
+    for match in sorted(glob.glob(str(path))):
+        inside = sorted(Path(match).iterdir()) if Path(match).is_dir() else [Path(match)]
+        found += [str(p) for p in inside if p.is_file() and p.name[0] not in "._"]
     if not found:
-        raise DataError(f"There is no file at {path}. Give a CSV file, a directory of them or a glob.")
+        raise SourceMissing(str(path))
     return found
 
 
 def _check_header(file: str, expected: Sequence[str]) -> None:
-    with pa.input_stream(file, compression="detect") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
+    with (
+        pa.input_stream(file, compression="detect") as raw,
+        io.TextIOWrapper(
+            raw, encoding="utf-8-sig", errors="replace", newline=""
+        ) as text,  # as Spark reads it
+    ):
         header = next(csv.reader(text), [])
     missing = [name for name in expected if name not in header]
     unexpected = [name for name in header if name not in expected]
     if missing or unexpected:
         raise SchemaMismatch(file, missing=missing, unexpected=unexpected)
     if list(expected) != header:
-        raise DataError(f"{file} has the columns in the order {header}; expected {list(expected)}. Reorder one of them.")
+        raise ColumnsReordered(file, header, expected)

@@ -22,7 +22,8 @@ _BUCKETS = 1_000_000
 def row_id(key: Sequence[str]) -> Column:
     """The row's identity: xxhash64 of its key columns, int64.
 
-    xxhash64 skips nulls, so that (null, "a") and ("a", null) would collide: each column's null flag is hashed too.
+    xxhash64 skips nulls, so that (null, "a") and ("a", null) would collide: each column's null flag is hashed
+    too.
     """
     columns = [F.col(f"`{name}`") for name in key]
     flags = [column.isNull() for column in columns]

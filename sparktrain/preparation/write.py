@@ -1,7 +1,8 @@
 """Writing parts with pyarrow inside Spark's Python workers.
 
-That gives exact row groups, page checksums and required columns on every Spark version, and needs no output committer:
-only files that a successful task returned get into the manifest, so a retried task's leftovers are never seen.
+That gives exact row groups, page checksums and required columns on every Spark version, and needs no output
+committer: only files that a successful task returned get into the manifest, so a retried task's leftovers are
+never seen.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from sparktrain.features import FittedCategorical, FittedFeatures
 from sparktrain.preparation.apply import feature_columns, target_column
 from sparktrain.preparation.split import ORDER_COLUMN, ROW_ID_COLUMN, SPLIT_COLUMN, add_order
 
-_RETURNED = "split string, part int, path string, rows bigint, row_groups array<bigint>, size_bytes bigint, digest string"
+_RETURNED = (
+    "split string, part int, path string, rows bigint, row_groups array<bigint>, size_bytes bigint, "
+    "digest string"
+)
 _RETURNED_ARROW = pa.schema(
     [
         ("split", pa.string()),
@@ -41,12 +45,16 @@ _LARGEST_DICTIONARY = 4096
 def part_schema(features: FittedFeatures) -> pa.Schema:
     """Columns of a part: row id, features, target; all required, which decodes twice as fast as nullable."""
     columns = [(ROW_ID_COLUMN, pa.int64())]
-    columns += [(f.name, pa.int32() if isinstance(f, FittedCategorical) else pa.float32()) for f in features.features]
+    columns += [
+        (f.name, pa.int32() if isinstance(f, FittedCategorical) else pa.float32()) for f in features.features
+    ]
     columns.append((features.target.name, pa.float32()))
     return pa.schema([pa.field(name, dtype, nullable=False) for name, dtype in columns])
 
 
-def write_parts(kept: DataFrame, features: FittedFeatures, directory: Path, config: PrepareConfig) -> dict[str, list[Part]]:
+def write_parts(
+    kept: DataFrame, features: FittedFeatures, directory: Path, config: PrepareConfig
+) -> dict[str, list[Part]]:
     """Encode, shuffle once over the whole dataset, and write one part per Spark partition and split.
 
     Args:
@@ -59,8 +67,8 @@ def write_parts(kept: DataFrame, features: FittedFeatures, directory: Path, conf
     encoded = add_order(kept, config.seed).select(
         SPLIT_COLUMN, ORDER_COLUMN, ROW_ID_COLUMN, *feature_columns(features), target_column(features)
     )
-    # The number is given, so that adaptive execution leaves the partitions alone. All columns break ties, so that rows
-    # with one key come out in one order whatever order they arrived in.
+    # The number is given, so that adaptive execution leaves the partitions alone. All columns break ties, so
+    # that rows with one key come out in one order whatever order they arrived in.
     ordered = encoded.repartition(config.num_parts, ORDER_COLUMN).sortWithinPartitions(*encoded.columns)
     dictionary = [f.name for f in features.categorical if f.num_codes <= _LARGEST_DICTIONARY]
     writer = partial(
@@ -96,7 +104,9 @@ def write_partition(
         if writer is not None and writer.split != split:
             yield writer.close()
             writer = None
-        writer = writer or _PartWriter(Path(directory), split, number, schema, rows_per_row_group, compression, dictionary)
+        writer = writer or _PartWriter(
+            Path(directory), split, number, schema, rows_per_row_group, compression, dictionary
+        )
         writer.write(rows)
     if writer is not None:
         yield writer.close()
@@ -126,7 +136,8 @@ class _PartWriter:
         self.split = split
         self._number = number
         self._rows_per_row_group = rows_per_row_group
-        # The token keeps two tries of a Spark task from writing one file; only the successful one's is in the manifest.
+        # The token keeps two tries of a Spark task from writing one file; only the successful one's is in the
+        # manifest.
         self._path = Path(split) / f"part-{number:05d}-{secrets.token_hex(4)}.parquet"
         self._file = directory / self._path
         self._file.parent.mkdir(parents=True, exist_ok=True)
