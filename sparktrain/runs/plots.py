@@ -33,7 +33,7 @@ def loss_figure(train: Curve, validation: Curve = (), title: str = "Loss") -> Fi
     """Draw the training loss by step, smoothed over the raw values, and the validation loss."""
     figure, axes = _figure(title, "step", "loss")
     if len(train):
-        steps, values = np.asarray(train, np.float64).T
+        steps, values = _points(train)
         keep = _subsample(len(steps))
         is_noisy = len(steps) >= 30
         axes.plot(steps[keep], values[keep], color=_BLUE, alpha=0.3 if is_noisy else 1.0, lw=1, label="train")
@@ -41,7 +41,7 @@ def loss_figure(train: Curve, validation: Curve = (), title: str = "Loss") -> Fi
             smooth = _smooth(values)
             axes.plot(steps[keep], smooth[keep], color=_BLUE, lw=1.8, label="train, smoothed")
     if len(validation):
-        steps, values = np.asarray(validation, np.float64).T
+        steps, values = _points(validation)
         axes.plot(steps, values, color=_ORANGE, marker="o", lw=1.8, ms=5, label="validation")
     if len(train) or len(validation):
         axes.legend(frameon=False)
@@ -122,6 +122,13 @@ def _finite(target: ArrayLike, probability: ArrayLike) -> tuple[Floats, Floats]:
     y, p = np.asarray(target, np.float64), np.asarray(probability, np.float64)
     finite = np.isfinite(p) & np.isfinite(y)
     return y[finite], p[finite]
+
+
+def _points(curve: Curve) -> tuple[Floats, Floats]:
+    """Return steps and values, without the values that are not finite: they would break the smoothing."""
+    points = np.asarray(curve, np.float64)
+    steps, values = points[np.isfinite(points[:, 1])].T
+    return steps, values
 
 
 def _smooth(values: Floats) -> Floats:

@@ -57,8 +57,7 @@ def log_model(
         weights: a safetensors file with the module's state.
         pipeline: package with `model.py`, such as "pipelines.flight_delays".
         arguments: of its `Task`; plain values.
-        sample: raw rows as scoring will see them, all columns of the features. A column of integers that has
-            a null here is declared as "any", because MLflow can't declare integers that may be missing.
+        sample: a few raw rows, all columns of the features; they become the input example.
         step: of the run, whose weights these are.
         package_folder: where the package lies; None finds it on the Python path.
         requirements: of the pipeline's model.py, beyond torch and what sparktrain needs.
@@ -79,7 +78,7 @@ def log_model(
             bounded_http(_UPLOAD_TIMEOUT_SECONDS, max_retries=3),
             _logged_model(tracker, registered_name) as model,
         ):
-            _save(model, work / "model", artifacts, code, _signature(features, sample), example, requirements)
+            _save(model, work / "model", artifacts, code, features, example, requirements)
             _prove(work / "model", example)
             assert model.model_id is not None  # _logged_model gave it
             tracker.client.log_model_artifacts(model.model_id, str(work / "model"))
@@ -125,7 +124,7 @@ def _save(
     path: Path,
     artifacts: dict[str, str],
     code: list[Path],
-    signature: ModelSignature,
+    features: FittedFeatures,
     example: pd.DataFrame,
     requirements: Sequence[str],
 ) -> None:
@@ -140,7 +139,8 @@ def _save(
             artifacts=artifacts,
             code_paths=[str(folder) for folder in code],
             pip_requirements=[*_pinned(_REQUIREMENTS), *requirements],
-            signature=signature,
+            signature=_signature(features),
+            metadata={"input_types": dict(features.input_types)},
             input_example=example,
         )
     for cache in path.rglob("__pycache__"):
@@ -162,17 +162,21 @@ def _pinned(names: Sequence[str]) -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
 
 
-def _signature(features: FittedFeatures, sample: pa.Table) -> ModelSignature:
+def _signature(features: FittedFeatures) -> ModelSignature:
+    """Declare the raw columns; each may hold nulls, which the features have a rule for.
+
+    Integers are "any": MLflow refuses floats for "long", and int64 for "double", but pandas delivers one or
+    the other as a missing value is among the rows or not. Text is refused when the rows are read.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
     from mlflow.types.schema import AnyType
 
     any_type = AnyType()  # type: ignore[no-untyped-call]
-    inputs: list[ColSpec | TensorSpec] = []
-    for name, kind in features.input_types.items():
-        # pandas turns integers with a missing value into floats, which MLflow refuses for "long"
-        may_miss = kind == "long" and sample.column(name).null_count > 0
-        inputs.append(ColSpec(any_type if may_miss else DataType[kind], name, required=False))
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec(any_type if kind == "long" else DataType[kind], name, required=False)
+        for name, kind in features.input_types.items()
+    ]
     return ModelSignature(Schema(inputs), Schema([ColSpec(DataType.double, "probability")]))
 
 
@@ -180,7 +184,8 @@ def _example(sample: pa.Table, features: FittedFeatures) -> pd.DataFrame:
     """Return a few raw rows, complete ones first: an example should look like what people send."""
     rows = sample.select(list(features.input_types)).to_pandas()
     complete_first = rows.isna().sum(axis=1).sort_values(kind="stable").index
-    return rows.loc[complete_first[:_EXAMPLE_ROWS]].reset_index(drop=True)
+    example: pd.DataFrame = rows.loc[complete_first[:_EXAMPLE_ROWS]].reset_index(drop=True)
+    return example
 
 
 def _prove(path: Path, example: pd.DataFrame) -> None:

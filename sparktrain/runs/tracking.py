@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -30,14 +29,12 @@ from sparktrain.runs.connection import (
 )
 from sparktrain.runs.describe import changed_params, flatten, masked, tags_of
 from sparktrain.runs.directory import RunDirectory
+from sparktrain.runs.position import Position
 from sparktrain.storage import commit_json, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
     from torch import nn
 
     from sparktrain.dataset import Dataset
@@ -62,7 +59,7 @@ class Tracker:
 
     def __init__(self, client: MlflowClient, uri: str, run_id: str, experiment_id: str) -> None:
         self.client, self.uri, self.run_id, self.experiment_id = client, uri, run_id, experiment_id
-        self._position: _Position | None = None
+        self._position: Position | None = None
 
     @classmethod
     def start(
@@ -174,7 +171,7 @@ class Tracker:
         """
         with _calls():
             if self._position is None:
-                self._position = _Position.of(self.client, self.run_id)
+                self._position = Position.of(self.client, self.run_id)
             position, self._position = self._position, None  # unknown again if a call fails half-way
             metrics = [metric for event in events for metric in position.metrics_of(event)]
             for chunk in _chunks(metrics, _METRICS_PER_CALL):
@@ -207,44 +204,6 @@ class Tracker:
                 self.client.set_terminated(self.run_id, status)
         except Exception as error:
             _log.warning("could not mark the MLflow run %s as %s: %s", self.run_id, status, reason_of(error))
-
-
-class _Position:
-    """The last step that MLflow has of each key, and how many values of it were not finite."""
-
-    def __init__(self) -> None:
-        self.last_step: dict[str, int] = {}
-        self.nonfinite: dict[str, int] = {}
-
-    @classmethod
-    def of(cls, client: MlflowClient, run_id: str) -> _Position:
-        position = cls()
-        for key in client.get_run(run_id).data.metrics:
-            last = max(client.get_metric_history(run_id, key), key=lambda metric: metric.step)
-            base = key.removesuffix(_NONFINITE)
-            if base != key:
-                position.nonfinite[base] = int(last.value)
-            position.last_step[base] = max(last.step, position.last_step.get(base, -1))
-        return position
-
-    def metrics_of(self, event: Mapping[str, Any]) -> Iterator[Metric]:
-        from mlflow.entities import Metric
-
-        if event.get("kind") != "metrics":
-            return
-        step, milliseconds = int(event["step"]), int(event["time"] * 1000)
-        for key, value in event["values"].items():
-            if step <= self.last_step.get(key, -1):
-                continue
-            self.last_step[key] = step
-            if math.isfinite(value):
-                yield Metric(key, float(value), milliseconds, step)
-            else:
-                self.nonfinite[key] = self.nonfinite.get(key, 0) + 1
-                yield Metric(key + _NONFINITE, self.nonfinite[key], milliseconds, step)
-
-
-_NONFINITE = "_nonfinite"
 
 
 @contextmanager

@@ -112,8 +112,6 @@ def _download(source: str, model_uri: str, uri: str, folder: Path) -> Path:
     try:
         return Path(download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=uri))
     except (MlflowException, OSError) as error:
-        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-            raise ModelNotFound(model_uri, without_secrets(uri), known_models(connect(uri))) from error
         raise ModelUnusable(
             model_uri,
             f"its files can't be fetched: {reason_of(error)}",

@@ -80,6 +80,12 @@ def test_a_long_loss_curve_is_smoothed_with_the_right_level() -> None:
     np.testing.assert_allclose(figure.axes[0].lines[1].get_ydata(), 2.0)
 
 
+def test_a_loss_that_was_not_finite_leaves_the_rest_of_the_curve() -> None:
+    figure = loss_figure([(step, float("nan") if step == 7 else 2.0) for step in range(100)])
+    assert np.isfinite(figure.axes[0].lines[1].get_ydata()).all()
+    assert loss_figure([(1, float("nan"))]).axes[0].lines[0].get_xdata().size == 0
+
+
 def test_no_global_state_of_matplotlib_is_used() -> None:
     already = "matplotlib.pyplot" in sys.modules
     roc_figure(TARGET, PROBABILITY)

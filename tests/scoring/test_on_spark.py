@@ -62,7 +62,7 @@ def test_every_row_gets_its_probability_and_keeps_its_columns(raw: DataFrame, re
 
 
 def test_it_agrees_with_the_served_model_in_any_partitioning(
-    spark: SparkSession, registered: Registered
+    spark: SparkSession, registered: Registered, tmp_path: Path
 ) -> None:
     frame = (
         spark.range(5000)
@@ -82,10 +82,11 @@ def test_it_agrees_with_the_served_model_in_any_partitioning(
     from sparktrain.scoring.lookup import fetch_model
     from sparktrain.scoring.model import ServedModel
 
-    files = fetch_model(registered.uri, registered.tracker.uri, Path())
+    files = fetch_model(registered.uri, registered.tracker.uri, tmp_path)
     model = ServedModel.load(files / "artifacts", files / "code")
     expected = model.score_arrow(frame.orderBy("id").toArrow())
-    np.testing.assert_allclose([found[i] for i in range(5000)], expected, rtol=0, atol=1e-7)
+    # batches of another size add up in another order: a few units in the last place of float32
+    np.testing.assert_allclose([found[i] for i in range(5000)], expected, rtol=0, atol=4 * 2**-24)
     frame.unpersist()
 
 
@@ -102,7 +103,8 @@ def test_columns_of_all_kinds_and_no_rows_pass_through(raw: DataFrame, registere
     uri = registered.tracker.uri
     scored = score(rich, registered.uri, tracking_uri=uri)
     assert scored.schema.fields[:-1] == rich.schema.fields
-    assert scored.drop("probability").collect() == rich.collect()
+    # as text, because NaN differs from itself
+    assert str(scored.drop("probability").collect()) == str(rich.collect())
     assert score(rich.limit(0), registered.uri, tracking_uri=uri).collect() == []
 
 
@@ -156,7 +158,7 @@ CLUSTER = """
     from sparktrain.scoring import score
 
     spark = (
-        SparkSession.builder.master("local-cluster[2,1,512]")
+        SparkSession.builder.master("local-cluster[2,1,1024]")
         .config("spark.ui.enabled", "false")
         .config("spark.driver.host", "127.0.0.1")
         .getOrCreate()

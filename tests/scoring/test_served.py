@@ -87,13 +87,16 @@ def test_pandas_goes_in_and_a_frame_with_the_same_index_comes_out(
 
 
 def test_integers_are_accepted_with_and_without_missing_values(
-    pyfunc: mlflow.pyfunc.PyFuncModel, registered: Registered
+    pyfunc: mlflow.pyfunc.PyFuncModel, served: ServedModel
 ) -> None:
     complete = RAW.filter(pa.compute.is_valid(RAW["seats"])).to_pandas()
-    assert complete["seats"].dtype == np.float64 or complete["seats"].dtype == np.int64
-    expected = [p for p, seats in zip(registered.model.expected, RAW["seats"], strict=True) if seats.is_valid]
-    for frame in (complete.astype({"seats": "int64"}), complete.astype({"seats": "float64"})):
-        np.testing.assert_allclose(pyfunc.predict(frame)["probability"], expected, atol=1e-7)
+    expected = served.score_arrow(pa.Table.from_pandas(complete))
+    for dtype in ("int64", "int32", "float64", "Int64"):
+        frame = complete.astype({"seats": dtype, "month": dtype})
+        np.testing.assert_array_equal(pyfunc.predict(frame)["probability"], expected)
+    missing = RAW.set_column(RAW.schema.get_field_index("month"), "month", pa.nulls(6, pa.int64()))
+    for frame in (missing.to_pandas(), missing.to_pandas().astype({"seats": "Int64", "month": "Int64"})):
+        np.testing.assert_array_equal(pyfunc.predict(frame)["probability"], served.score_arrow(missing))
 
 
 def test_a_wrong_type_is_refused_and_named(served: ServedModel, pyfunc: mlflow.pyfunc.PyFuncModel) -> None:
@@ -102,18 +105,22 @@ def test_a_wrong_type_is_refused_and_named(served: ServedModel, pyfunc: mlflow.p
         served.score_arrow(wrong)
     with pytest.raises(MlflowException, match="distance"):
         pyfunc.predict(wrong.to_pandas())
+    wrong = RAW.set_column(RAW.schema.get_field_index("month"), "month", pa.array(["May"] * 6))
+    with pytest.raises(SchemaMismatch, match="`month` is string, expected long"):
+        pyfunc.predict(wrong.to_pandas())
 
 
 def test_the_signature_is_that_of_the_raw_columns(pyfunc: mlflow.pyfunc.PyFuncModel) -> None:
     inputs = {spec["name"]: spec for spec in pyfunc.metadata.signature.inputs.to_dict()}
     assert {name: spec["type"] for name, spec in inputs.items()} == {
         "distance": "double",
-        "seats": "any",  # integers with a null in the sample, which MLflow has no type for
-        "month": "long",
+        "seats": "any",  # MLflow has no type for integers that may be missing
+        "month": "any",
         "carrier": "string",
         "weekend": "boolean",
     }
     assert not any(spec["required"] for spec in inputs.values())
+    assert pyfunc.metadata.metadata["input_types"] == dict(FEATURES.input_types)
     (output,) = pyfunc.metadata.signature.outputs.to_dict()
     assert (output["name"], output["type"]) == ("probability", "double")
 
