@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +18,9 @@ import pyarrow.parquet as pq
 from sparktrain.dataset import ColumnSpec, Dataset, Manifest, Part, Split
 from sparktrain.features import FittedCategorical, FittedFeatures, FittedNumeric, Target
 from sparktrain.storage import commit_bytes, commit_json
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 _TINY_VOCABULARY = ("red", "green", "blue", "grey")
 
@@ -156,3 +163,34 @@ def _write_parts(
 def _fingerprint(splits: Mapping[str, Split]) -> str:
     digests = [part.digest for name in sorted(splits) for part in splits[name].parts]
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def local_spark(master: str = "local[2]", **settings: str) -> Iterator[SparkSession]:
+    """Start Spark on this machine with settings that suit small data, and stop it at the end.
+
+    Args:
+        master: such as "local[2]" or "local-cluster[2,1,1024]".
+        settings: further Spark properties, given as `local_spark(**{"spark.sql.ansi.enabled": "false"})`.
+    """
+    from pyspark.sql import SparkSession  # most tests need no Spark
+
+    # Without it Spark's workers take the first `python3` on the PATH, not this environment's.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    quick = {
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.shuffle.partitions": "4",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+    }
+    builder = SparkSession.builder.master(master).appName("tests")
+    for name, value in {**quick, **settings}.items():
+        builder = builder.config(name, value)
+    spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel("OFF")  # tests of failures would fill the screen with stacks
+    try:
+        yield spark
+    finally:
+        spark.stop()
