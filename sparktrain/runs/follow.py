@@ -154,7 +154,7 @@ class Follower:
                 file.writelines(json.dumps(event) + "\n" for event in batch)
                 num_events += len(batch)
                 batch = self._next_batch()
-        _log.warning("MLflow never took %d metric events: they are in %s", num_events, path)
+        _log.warning("MLflow did not confirm %d metric events: they are in %s", num_events, path)
 
 
 def _metrics(events: Sequence[Event]) -> list[Event]:
