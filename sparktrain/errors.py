@@ -258,6 +258,15 @@ class SparkFailed(SparktrainError, RuntimeError):
         super().__init__(f"{what}: {first_line}" + (f"\nThe whole stack is in {log}" if log else ""))
 
 
+class PipelineFailed(SparktrainError, RuntimeError):
+    """The pipeline's own code raised on the driver: what it said, and its own lines."""
+
+    def __init__(self, what: str, error: BaseException, user_lines: Sequence[str], exit_code: int) -> None:
+        self.exit_code = exit_code
+        text = f"{what} failed: {type(error).__name__}: {error}"
+        super().__init__("\n".join([text, *user_lines]))
+
+
 class TrackingUnavailable(SparktrainError, RuntimeError):
     """The MLflow server does not answer."""
 

@@ -17,10 +17,13 @@ import pyarrow.parquet as pq
 
 from sparktrain.dataset import ColumnSpec, Dataset, Manifest, Part, Split
 from sparktrain.features import FittedCategorical, FittedFeatures, FittedNumeric, Target
+from sparktrain.gang.local import run_ranks
 from sparktrain.storage import commit_bytes, commit_json
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+__all__ = ["local_spark", "run_ranks", "write_tiny_dataset"]
 
 _TINY_VOCABULARY = ("red", "green", "blue", "grey")
 

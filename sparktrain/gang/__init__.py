@@ -16,7 +16,7 @@ _HOMES = {"Gang": "launch", "TrainResult": "supervise", "train": "supervise"}
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that a gang of plain functions does not import MLflow, and a rank does not import pyspark's SQL side.
+    # Lazy, so that a gang of plain functions does not import MLflow, nor a rank pyspark's SQL side.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

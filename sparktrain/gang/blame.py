@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import sysconfig
 import time
 import traceback
 from collections.abc import Sequence
@@ -14,24 +15,44 @@ from typing import Any
 
 import torch.distributed as dist
 
-from sparktrain.errors import RankFailed, RankLost, SparktrainError, StepFailed
+import sparktrain
+from sparktrain.errors import AttemptExists, RankFailed, RankLost, SparktrainError, StepFailed
 from sparktrain.gang.spec import GangSpec
 from sparktrain.storage import commit_json
 from sparktrain.world import World
 
+# What gloo says, with its place in gloo's source, when another rank is gone or silent. Both parts are needed:
+# people write about peers and timeouts in errors of their own.
 _PEER_LOST = re.compile(
-    r"connection (closed|reset|refused)|broken pipe|socket (closed|timeout)|peer|timed out waiting|"
-    r"application timeout|recvall|sendall|NCCL.*(remote|abort)",
-    re.IGNORECASE,
+    r"gloo\S*\.(cc|h):\d+\].*(connection (closed|reset|refused)|broken pipe|socket (closed|timeout)|"
+    r"time[d]? ?out|connectFullMesh)|Gloo connectFullMesh failed",
+    re.IGNORECASE | re.DOTALL,
 )
-_LIBRARY = re.compile(r"/(site-packages|dist-packages|pyspark\.zip|lib/python3\.\d+)/|/sparktrain/(training|gang|runs|dataset)/|^<")
+_PACKAGE = Path(sparktrain.__file__).parent
+_STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
+_INSTALLED = re.compile(r"/(?:site|dist)-packages/([^/.]+)|/pyspark\.zip/(pyspark)/")
+# Installed packages that are never the user's own; a pipeline may well be installed, too.
+_FRAMEWORKS = {
+    "cloudpickle",
+    "numpy",
+    "pandas",
+    "py4j",
+    "pyarrow",
+    "pydantic",
+    "pyspark",
+    "safetensors",
+    "torch",
+}
+_FRAMEWORKS |= {"sparktrain", "torchmetrics"}
+_FIRST_LINES, _LAST_LINES = 2, 6
 
 
 def write_error(spec: GangSpec, world: World, error: BaseException) -> None:
-    """Leave this rank's error where the driver looks for it; before the sockets close, so before any victim's."""
+    """Leave this rank's error where the driver looks; before the sockets close, so before any victim's."""
     step = None
     if isinstance(error, StepFailed):
         step, error = error.step, error.__cause__ or error
+    text = _text(error)
     file = spec.error_file(world.rank)
     file.parent.mkdir(parents=True, exist_ok=True)
     commit_json(
@@ -44,47 +65,83 @@ def write_error(spec: GangSpec, world: World, error: BaseException) -> None:
             "step": step,
             "time": time.time(),
             "victim": is_victim(error),
-            "exit_code": getattr(error, "exit_code", None),
-            "message": f"{type(error).__name__}: {error}" if not isinstance(error, SparktrainError) else str(error),
-            "user_lines": user_lines(error),
-            "traceback": "".join(traceback.format_exception(error)),
+            "exit_code": error.exit_code if isinstance(error, SparktrainError) else None,
+            "message": text if isinstance(error, SparktrainError) else f"{type(error).__name__}: {text}",
+            "user_lines": [_encodable(line) for line in user_lines(error)],
+            "traceback": _encodable("".join(traceback.format_exception(error))),
         },
     )
 
 
-def is_victim(error: BaseException) -> bool:
-    """Whether this only says that another rank is gone."""
-    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
-        return True
-    return type(error) is RuntimeError and _PEER_LOST.search(str(error)) is not None
+def is_victim(error: BaseException | None) -> bool:
+    """Whether this only says that another rank is gone, or was raised because of that."""
+    seen: set[int] = set()  # `raise error from error` makes a ring
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+            return True
+        if type(error) is RuntimeError and _PEER_LOST.search(str(error)) is not None:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def user_lines(error: BaseException) -> list[str]:
-    """The traceback's lines in the user's own files, outermost first; all lines when there is none."""
+    """The traceback's lines in the user's own files, outermost first; the innermost line if there is none."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not _LIBRARY.search(frame.filename)]
-    return [
-        f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}\n    {frame.line}' for frame in own or frames[-1:]
-    ]
+    own = [frame for frame in frames if is_own_file(frame.filename)] or frames[-1:]
+    lines = [_line(frame) for frame in own]
+    left_out = len(lines) - _FIRST_LINES - _LAST_LINES
+    if left_out > 0:  # an endless recursion has a thousand of them
+        lines[_FIRST_LINES:-_LAST_LINES] = [f"  … {left_out} more lines"]
+    return lines
 
 
-def diagnose(spec: GangSpec, spark_error: str) -> SparktrainError:
+def is_own_file(filename: str) -> bool:
+    """Whether a source file is the user's: no part of Python, of a framework, or of this package."""
+    if filename == "<string>" or filename.startswith("<frozen "):  # a notebook's cell is "<command-1>" or so
+        return False
+    if match := _INSTALLED.search(filename):
+        return (match[1] or match[2]) not in _FRAMEWORKS
+    return not any(Path(filename).is_relative_to(folder) for folder in (_PACKAGE, _STANDARD_LIBRARY))
+
+
+def _line(frame: traceback.FrameSummary) -> str:
+    place = f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}'
+    return f"{place}\n    {frame.line}" if frame.line else place
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return _encodable(str(error))
+    except Exception:  # a __str__ of the user's must not hide who failed
+        return "(its message can't be shown)"
+
+
+def _encodable(text: str) -> str:
+    """Escape what UTF-8 can't hold: a file name that is not UTF-8 reaches Python as such characters."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def diagnose(spec: GangSpec, report: str, lost: Sequence[int] = ()) -> SparktrainError:
     """Explain why a gang failed.
 
     Args:
-        spark_error: what Spark said, with all its stack; kept in a file.
+        report: what Spark (or whoever ran the ranks) said, with all its stack; kept in a file.
+        lost: ranks whose processes are known to have died; else they are looked for in Spark's words.
 
     Returns:
         `RankFailed` for the first rank that raised on its own account, else `RankLost`.
     """
-    stack = spec.directory / "spark-error.log"
-    stack.write_text(spark_error, encoding="utf-8")
+    stack = spec.directory / "launcher-error.log"
+    stack.write_text(report, encoding="utf-8", errors="backslashreplace")
     found = sorted(_read_errors(spec), key=lambda e: e["time"])
+    silent = [rank for rank in range(spec.size) if rank not in {e["rank"] for e in found}]
     culprits = [e for e in found if not e["victim"]]
-    if not culprits:
-        silent = [rank for rank in range(spec.size) if rank not in {e["rank"] for e in found}]
-        return RankLost(silent, _cause(spark_error), [str(stack), *_logs(spec, range(spec.size))])
-    culprit = culprits[0]
+    if silent and not culprits:
+        named = [rank for rank in lost if rank in silent] or _lost_first(report, silent)
+        return RankLost(named, _cause(report), [str(stack), *_logs(spec, range(spec.size))])
+    culprit = (culprits or found)[0]  # when each lost the others, all are there to tell: the first knows most
     failed = RankFailed(
         rank=culprit["rank"],
         host=culprit["host"],
@@ -98,6 +155,14 @@ def diagnose(spec: GangSpec, spark_error: str) -> SparktrainError:
     return failed
 
 
+def _lost_first(spark_error: str, silent: Sequence[int]) -> Sequence[int]:
+    """Of the ranks that said nothing, the one whose task Spark saw failing: it then stopped the rest."""
+    failed = [
+        int(partition) for partition in re.findall(r"barrier task ResultTask\(\d+, (\d+)\)", spark_error)
+    ]
+    return [rank for rank in failed[:1] if rank in silent] or silent
+
+
 def _read_errors(spec: GangSpec) -> list[dict[str, Any]]:
     files = [spec.error_file(rank) for rank in range(spec.size)]
     return [json.loads(file.read_bytes()) for file in files if file.exists()]
@@ -109,13 +174,26 @@ def _logs(spec: GangSpec, ranks: Sequence[int]) -> list[str]:
 
 def _cause(spark_error: str) -> str:
     """The line of Spark's stack that says most, short enough for one line."""
-    for pattern in (r"ExecutorLostFailure.*", r"Python worker exited unexpectedly.*", r"Caused by: .*", r".*Exception: .*"):
+    telling = (
+        "ExecutorLostFailure.*",
+        "Python worker exited unexpectedly[^.]*",
+        "Caused by: .*",
+        ".*Exception: .*",
+    )
+    for pattern in telling:
         if match := re.search(pattern, spark_error):
-            return match[0].strip()[:300]
+            return match[0].strip(" :")[:300]
     return spark_error.strip().splitlines()[0][:300] if spark_error.strip() else "Spark gave no reason"
 
 
 def attempt_directory(path: Path) -> Path:
-    """Create an attempt's directory, for our eyes only: it holds the rendezvous token."""
-    path.mkdir(parents=True, mode=0o700)
+    """Create an attempt's directory, for our eyes only: it holds the rendezvous token.
+
+    Raises:
+        AttemptExists: the files of another attempt lie there, and would be taken for this one's.
+    """
+    try:
+        path.mkdir(parents=True, mode=0o700)
+    except FileExistsError:
+        raise AttemptExists(str(path)) from None
     return path

@@ -15,8 +15,9 @@ from typing import Any
 import cloudpickle
 from pyspark.sql import SparkSession
 
-from sparktrain.errors import NotEnoughSlots, NotPicklable, SparktrainError
+from sparktrain.errors import NotEnoughSlots, SparktrainError
 from sparktrain.gang.blame import attempt_directory, diagnose
+from sparktrain.gang.pickling import pickle_call
 from sparktrain.gang.spec import GangSpec
 from sparktrain.gang.worker import ANSWER_SCHEMA, run_rank
 
@@ -79,19 +80,23 @@ class Gang:
             NotEnoughSlots: before anything is launched.
             RankFailed: a rank raised; names the culprit, not those who lost their peer by it.
             RankLost: a rank vanished.
+        NotPicklable: `function` or one of `args` can't be sent.
+        AttemptExists: `directory` was used before.
         """
+        payload = pickle_call(function, args)
         self.check()
-        payload = _pickle(function, args)
         if self._directory is not None:
             return self._launch(attempt_directory(Path(self._directory)), payload)
         directory = Path(tempfile.mkdtemp(prefix="sparktrain-gang-"))
-        values = self._launch(directory, payload)  # after an error the directory stays: the message points into it
+        # After an error the directory stays: the message points into it.
+        values = self._launch(directory, payload)
         shutil.rmtree(directory, ignore_errors=True)
         return values
 
     def _launch(self, directory: Path, payload: bytes) -> list[Any]:
-        spec = GangSpec(directory=directory.resolve(), token=secrets.token_hex(16), payload=payload, **self._options)
-        # range() of as many partitions as ranks: a repartitioned frame can leave one empty or fold them into one.
+        token = secrets.token_hex(16)
+        spec = GangSpec(directory=directory.resolve(), token=token, payload=payload, **self._options)
+        # range() has as many partitions as ranks: a repartitioned frame can leave one empty, or fold them.
         one_row_each = self._spark.range(0, self._ranks, 1, self._ranks)
         stage = one_row_each.mapInArrow(partial(run_rank, spec=spec), ANSWER_SCHEMA, barrier=True)
         try:
@@ -99,8 +104,10 @@ class Gang:
         except SparktrainError:
             raise
         except Exception as error:
-            raise diagnose(spec, _whole_text(error)) from None  # the JVM's stack is in a file, not on the screen
-        return [cloudpickle.loads(bytes(answer["value"])) for answer in sorted(answers, key=lambda a: int(a["rank"]))]
+            # from None: the JVM's stack is in a file, not on the screen
+            raise diagnose(spec, _whole_text(error)) from None
+        values = {int(answer["rank"]): cloudpickle.loads(bytes(answer["value"])) for answer in answers}
+        return [values[rank] for rank in range(self._ranks)]
 
 
 def check_slots(spark: SparkSession, ranks: int) -> None:
@@ -111,9 +118,14 @@ def check_slots(spark: SparkSession, ranks: int) -> None:
     """
     deadline = time.monotonic() + _SLOT_WAIT_SECONDS
     while (slots := num_slots(spark)) is not None and slots < ranks:
-        if time.monotonic() > deadline or spark.sparkContext.master.startswith("local["):
+        if time.monotonic() > deadline or _is_fixed(spark):
             raise NotEnoughSlots(ranks, slots)
         time.sleep(0.1)
+
+
+def _is_fixed(spark: SparkSession) -> bool:
+    """Whether no executor can come any more."""
+    return (spark.sparkContext.master or "").startswith("local[")
 
 
 def num_slots(spark: SparkSession) -> int | None:
@@ -125,23 +137,5 @@ def num_slots(spark: SparkSession) -> int | None:
     return int(scala.maxNumConcurrentTasks(scala.resourceProfileManager().defaultResourceProfile()))
 
 
-def _pickle(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
-    try:
-        return cloudpickle.dumps((function, args))
-    except Exception as error:
-        culprits = [function, *args]
-        names = [f"{type(c).__name__} {getattr(c, '__qualname__', '')}".strip() for c in culprits if not _can_pickle(c)]
-        raise NotPicklable(names, f"{type(error).__name__}: {error}") from error
-
-
-def _can_pickle(value: Any) -> bool:
-    try:
-        cloudpickle.dumps(value)
-    except Exception:
-        return False
-    return True
-
-
 def _whole_text(error: Exception) -> str:
     return "".join(traceback.format_exception(error))
-

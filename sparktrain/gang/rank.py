@@ -1,4 +1,4 @@
-"""What each rank of a training gang runs: open the dataset, loop, leave predictions; everything else is the driver's."""
+"""What each rank of a training gang runs: open the dataset, loop, leave predictions."""
 
 from __future__ import annotations
 
@@ -50,10 +50,24 @@ def train_rank(spec: RunSpec) -> dict[str, Any]:
         loop = Loop(spec.task, open_dataset(spec.dataset), spec.config, world, run.checkpoints, emit)
         outcome = loop.run(saved)
     if outcome.test is not None:
-        _write_predictions(outcome.test, run.predictions / f"test-rank-{world.rank:03d}.parquet")
+        _write_predictions(outcome.test, _predictions_file(run, world.rank))
+        if world.is_first:
+            _delete_predictions_from(world.size, run)
     return {"steps": outcome.steps, "metrics": outcome.metrics, "best": outcome.best.name}
 
 
 def _write_predictions(test: Evaluation, path: Path) -> None:
     columns = {"row_id": test.row_id, "probability": test.prediction, "target": test.target}
     pq.write_table(pa.table(columns), path)
+
+
+def _predictions_file(run: RunDirectory, rank: int) -> Path:
+    return run.predictions / f"test-rank-{rank:03d}.parquet"
+
+
+def _delete_predictions_from(size: int, run: RunDirectory) -> None:
+    """Delete what an earlier attempt on more ranks left: those rows are in our files now."""
+    rank = size
+    while (file := _predictions_file(run, rank)).exists():
+        file.unlink()
+        rank += 1

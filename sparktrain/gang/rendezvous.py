@@ -1,4 +1,4 @@
-"""How ranks find each other: through a file in the attempt's directory, over a socket that was bound beforehand."""
+"""How ranks find each other: by a file in the attempt's directory, over a socket bound beforehand."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from datetime import timedelta
 import pyarrow as pa
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # exported, not by stubs
 
 from sparktrain.errors import RendezvousTimeout
 from sparktrain.gang.spec import GangSpec
@@ -42,33 +43,36 @@ def process_group(spec: GangSpec, world: World, address: str) -> Iterator[None]:
         "OMP_NUM_THREADS": str(spec.cpus_per_rank),
         **_interface(address),
     }
-    with _environment(variables), _threads(spec.cpus_per_rank):
+    with _environment(variables), _threads(spec.cpus_per_rank), _device(world.device):
         store = _meet(spec, world, address)
         backend = "nccl" if world.device.startswith("cuda") else "gloo"
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore(spec.token, store),
+            store=PrefixStore(spec.token, store),
             rank=world.rank,
             world_size=world.size,
             timeout=timedelta(seconds=spec.collective_timeout_seconds),
         )
         try:
+            dist.barrier()  # however short the function is, nobody leaves before all are connected
             yield
-            dist.barrier()  # nobody closes a connection that another still uses
+            if dist.is_initialized():  # many a script leaves the group by itself
+                dist.barrier()  # nobody closes a connection that another still uses
         finally:
-            # After an error this closes the sockets, which is how the peers hear of it within milliseconds; without it
-            # they would wait for Spark, because its Python worker lives on.
-            dist.destroy_process_group()
+            # After an error this closes the sockets, which is how the peers hear of it within milliseconds;
+            # without it they would wait for Spark, because its Python worker lives on.
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
 
-def _meet(spec: GangSpec, world: World, address: str) -> dist.TCPStore:
+def _meet(spec: GangSpec, world: World, address: str) -> TCPStore:
     """Return the gang's store: rank 0 hosts it and says in a file where, the others wait for that file."""
     timeout = timedelta(seconds=spec.start_timeout_seconds)
     try:
         if world.is_first:
             listener = socket.create_server((address, 0))  # bound before it is announced: no port race
             host, port = listener.getsockname()[:2]
-            store = dist.TCPStore(
+            store = TCPStore(
                 host,
                 port,
                 world.size,
@@ -80,11 +84,12 @@ def _meet(spec: GangSpec, world: World, address: str) -> dist.TCPStore:
             commit_json(spec.rendezvous_file, {"host": host, "port": port, "token": spec.token})
         else:
             host, port = _wait_for_address(spec)
-            store = dist.TCPStore(host, port, world.size, is_master=False, timeout=timeout, wait_for_workers=False)
-        _wait_for_all(dist.PrefixStore(spec.token, store), world, spec)
+            store = TCPStore(host, port, world.size, is_master=False, timeout=timeout, wait_for_workers=False)
+        _wait_for_all(PrefixStore(spec.token, store), world, spec)
         return store
     except dist.DistError as error:
-        raise RendezvousTimeout(world.rank, world.size, spec.start_timeout_seconds, str(error).splitlines()[0]) from error
+        reason = str(error).splitlines()[0]
+        raise RendezvousTimeout(world.rank, world.size, spec.start_timeout_seconds, reason) from error
 
 
 def _wait_for_address(spec: GangSpec) -> tuple[str, int]:
@@ -92,22 +97,23 @@ def _wait_for_address(spec: GangSpec) -> tuple[str, int]:
     while time.monotonic() < deadline:
         try:
             found = json.loads(spec.rendezvous_file.read_bytes())
+            if found["token"] == spec.token:
+                return found["host"], found["port"]
         except FileNotFoundError:
-            time.sleep(_POLL_SECONDS)
-            continue
-        if found["token"] == spec.token:
-            return found["host"], found["port"]
+            pass
+        time.sleep(_POLL_SECONDS)
     raise dist.DistError(f"rank 0 left no address in {spec.rendezvous_file}")
 
 
-def _wait_for_all(store: dist.PrefixStore, world: World, spec: GangSpec) -> None:
+def _wait_for_all(store: PrefixStore, world: World, spec: GangSpec) -> None:
     """Wait here, where the timeout is the start's, for everyone; later collectives may take much longer."""
     store.set(f"arrived/{world.rank}", "1")
-    store.wait([f"arrived/{rank}" for rank in range(world.size)], timedelta(seconds=spec.start_timeout_seconds))
+    everyone = [f"arrived/{rank}" for rank in range(world.size)]
+    store.wait(everyone, timedelta(seconds=spec.start_timeout_seconds))
 
 
 def _interface(address: str) -> Mapping[str, str]:
-    """Keep gloo and NCCL on the loopback device for a gang of one host; elsewhere they follow the host's name."""
+    """Keep gloo and NCCL on the loopback device if all are on one host; else they follow the host's name."""
     try:
         loopback = ipaddress.ip_address(address).is_loopback
     except ValueError:
@@ -129,6 +135,16 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _device(device: str) -> Iterator[None]:
+    """Make the rank's GPU the current one: NCCL's barriers and object collectives use that one."""
+    if not device.startswith("cuda"):
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -11,15 +11,15 @@ class GangSpec:
     """One attempt of a gang; frozen and picklable.
 
     Attributes:
-        directory: the attempt's own directory (mode 0700), seen by driver and ranks: rendezvous, errors, logs.
+        directory: the attempt's own (mode 0700), seen by driver and ranks: rendezvous, errors, logs.
         token: secret of this attempt; only who can read `directory` knows it.
         payload: cloudpickle of (function, arguments), the same for every rank.
     """
 
     directory: Path
     size: int
-    token: str
-    payload: bytes
+    token: str = field(repr=False)  # no secret in a log
+    payload: bytes = field(repr=False)
     cpus_per_rank: int = 1
     gpus_per_rank: int = 0
     attempt: int = 1
