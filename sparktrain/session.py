@@ -60,7 +60,18 @@ def find_java() -> int:
 
 @contextmanager
 def spark_session(config: Config) -> Iterator[SparkSession]:
-    """Start Spark as `config` says (under spark-submit: take the one that is there), and stop it at the end.
+    """Start Spark as `start_spark` does, and stop it at the end."""
+    spark = start_spark(config)
+    try:
+        yield spark
+    finally:
+        spark.stop()
+
+
+def start_spark(config: Config) -> SparkSession:
+    """Start Spark as `config` says, with the pipelines sent to the executors.
+
+    Where there is a session already (spark-submit, a managed notebook) that one is used, settings and all.
 
     Raises:
         JavaMissing: before anything is started.
@@ -68,31 +79,33 @@ def spark_session(config: Config) -> Iterator[SparkSession]:
         SparkFailed: Spark did not start.
     """
     root = writable_directory(config.storage.root)
-    submitted = "PYSPARK_GATEWAY_PORT" in os.environ
-    builder = SparkSession.builder.appName(config.spark.app_name)
     log = writable_directory(root / "logs") / "spark.log"
-    if not submitted:
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    spark = SparkSession.getActiveSession()
+    if spark is None:
+        spark = _start(config, None if submitted else log)
+    if submitted:
+        # What goes wrong in a rank or a Spark task is told by our own errors, the whole stack is in a file.
+        spark.sparkContext.setLogLevel("FATAL")
+    ship_package(spark, "pipelines")
+    return spark
+
+
+def _start(config: Config, log: Path | None) -> SparkSession:
+    """Start a session; without `log` spark-submit has made all settings already."""
+    builder = SparkSession.builder.appName(config.spark.app_name)
+    if log is not None:
         find_java()
         # Without it Spark's workers take the first `python3` on the PATH, not this environment's.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        for name, value in _settings(config, log).items():
+        for name, value in {**_settings(config, log), **config.spark.conf}.items():
             builder = builder.config(name, value)
-    for name, value in config.spark.conf.items():
-        builder = builder.config(name, value)
     try:
-        spark = builder.getOrCreate()
+        return builder.getOrCreate()
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise SparkFailed("Spark did not start", lines[0], str(log) if log.exists() else None) from None
-    try:
-        if submitted:
-            # What goes wrong in a rank or a Spark task is told by our own errors, with the whole stack in a
-            # file.
-            spark.sparkContext.setLogLevel("FATAL")
-        ship_package(spark, "pipelines")
-        yield spark
-    finally:
-        spark.stop()
+        path = str(log) if log is not None and log.exists() else None
+        raise SparkFailed("Spark did not start", lines[0], path) from None
 
 
 def _settings(config: Config, log: Path) -> dict[str, str]:
