@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -25,7 +26,19 @@ if TYPE_CHECKING:
 
     from sparktrain.dataset import Dataset
 
-Work = Callable[[Config, "SparkSession", Console], dict[str, Any]]
+
+@dataclass(frozen=True)
+class Work:
+    """What a command does with a Spark session.
+
+    Attributes:
+        stages: of "prepare", "train", "score", those that it goes through.
+        do: returns what --json prints.
+    """
+
+    stages: tuple[str, ...]
+    do: Callable[[Config, SparkSession, Console], dict[str, Any]]
+
 
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
@@ -108,13 +121,13 @@ def doctor(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
             raise typer.Exit(EXIT_INFRASTRUCTURE)
 
 
-def prepare_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
+def _prepare_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
     from sparktrain.stages import dataset_result
 
     return dataset_result(_prepare(config, spark, console))
 
 
-def train_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
+def _train_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
     from sparktrain.stages import newest_dataset
 
     result = _train(config, spark, newest_dataset(config), console)
@@ -122,14 +135,14 @@ def train_work(config: Config, spark: SparkSession, console: Console) -> dict[st
     return result
 
 
-def score_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
+def _score_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
     result = _score(config, spark, console)
     line = f"{result['rows']:,} rows scored by {result['model_uri']}: {result['output']}"
     console.print(line, highlight=False, soft_wrap=True)
     return {"status": "finished", **result}
 
 
-def run_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
+def _run_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
     from sparktrain.stages import write_result
 
     started = time.monotonic()
@@ -142,6 +155,12 @@ def run_work(config: Config, spark: SparkSession, console: Console) -> dict[str,
     write_result(result["run_dir"], result)
     _show_run(config, result, console)
     return result
+
+
+prepare_work = Work(("prepare",), _prepare_work)
+train_work = Work(("train",), _train_work)
+score_work = Work(("score",), _score_work)
+run_work = Work(("prepare", "train", "score"), _run_work)
 
 
 def _prepare(config: Config, spark: SparkSession, console: Console) -> Dataset:
@@ -184,13 +203,15 @@ def run_command(path: str, overrides: Sequence[str], as_json: bool, work: Work) 
     console = Console(stderr=as_json)
     with outcome_as_exit_code(as_json):
         config = read_config(path, overrides)
-        from sparktrain.session import (
-            spark_session,
-        )  # only now: a wrong configuration is told without pyspark
+        # Only now: a wrong configuration is told without pyspark.
+        from sparktrain.session import spark_session
+        from sparktrain.stages import check_before_spark, check_before_work
 
         log_to(console)
+        check_before_spark(config, work.stages)
         with spark_session(config) as spark:
-            result = work(config, spark, console)
+            check_before_work(config, work.stages, spark)
+            result = work.do(config, spark, console)
         if as_json:
             print_json(result)
 

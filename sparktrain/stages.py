@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,15 +19,63 @@ from pyspark.sql import DataFrame, SparkSession
 
 from sparktrain.config import Config
 from sparktrain.dataset import Dataset, open_dataset
-from sparktrain.errors import ConfigError, DataError, DatasetInvalid, OutputExists, SparkFailed
+from sparktrain.errors import (
+    EXIT_CONFIG,
+    EXIT_DATA,
+    ConfigError,
+    DataError,
+    DatasetInvalid,
+    ModelNotFound,
+    OutputExists,
+    PipelineFailed,
+    SparkFailed,
+    SparktrainError,
+)
+from sparktrain.gang.blame import user_lines
+from sparktrain.gang.launch import check_slots
 from sparktrain.gang.supervise import TrainResult, describe_dataset, train
 from sparktrain.preparation import prepare
 from sparktrain.runs.connection import check_tracking, resolve_tracking_uri
+from sparktrain.storage import writable_directory
 from sparktrain.training.task import TrainTask
 
 logger = logging.getLogger(__name__)
 
 OnEvent = Callable[[Mapping[str, Any]], None]
+
+
+def check_before_spark(config: Config, stages: Collection[str]) -> None:
+    """Refuse now what would otherwise fail after minutes, in the last of the stages that are to come.
+
+    Args:
+        stages: of "prepare", "train" and "score".
+
+    Raises:
+        SparktrainError: of the class that the stage itself would raise.
+    """
+    writable_directory(config.storage.root)
+    data = load(config, "data")
+    if "prepare" in stages:
+        _check_source(config, data, config.prepare.source)
+    if "train" in stages:
+        create_task(config)
+        if "prepare" not in stages:
+            newest_dataset(config)
+        check_tracking(resolve_tracking_uri(config.tracking, config.storage.root))
+    if "score" in stages:
+        _check_source(config, data, config.score.source or config.prepare.source)
+        output_path(config)
+        if "train" not in stages:
+            check_model(config)
+
+
+def check_before_work(config: Config, stages: Collection[str], spark: SparkSession) -> None:
+    """Refuse too many ranks before the data is prepared, where the number of slots is known for sure.
+
+    Elsewhere executors may still be on their way; the gang counts again.
+    """
+    if "train" in stages and str(spark.sparkContext.master).startswith("local["):
+        check_slots(spark, config.train.ranks)
 
 
 def prepare_stage(config: Config, spark: SparkSession) -> Dataset:
@@ -55,6 +104,21 @@ def newest_dataset(config: Config) -> Dataset:
     return open_dataset(home)
 
 
+def check_model(config: Config) -> None:
+    """Refuse to score with a model that nobody has trained yet; asks a server, but makes no new database.
+
+    Raises:
+        ModelNotFound: with the models that there are.
+        TrackingUnavailable: the server does not answer.
+    """
+    from sparktrain.scoring.lookup import find_model
+
+    uri = resolve_tracking_uri(config.tracking, config.storage.root)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise ModelNotFound(config.model_uri, uri, {})  # before the first training there is no database
+    find_model(config.model_uri, uri)
+
+
 def train_stage(
     config: Config, spark: SparkSession, dataset: Dataset, on_event: OnEvent | None = None
 ) -> TrainResult:
@@ -75,7 +139,6 @@ def score_stage(config: Config, spark: SparkSession) -> dict[str, Any]:
     with spark_errors("Scoring failed", config):
         raw = _read(config, load(config, "data"), spark, config.score.source or config.prepare.source)
         uri = resolve_tracking_uri(config.tracking, config.storage.root)
-        check_tracking(uri)
         scored = score(raw, config.model_uri, tracking_uri=uri)
         scored.write.parquet(str(output))
         rows = spark.read.parquet(str(output)).count()
@@ -106,36 +169,68 @@ def create_task(config: Config) -> TrainTask:
 
     Raises:
         ConfigError: unknown arguments, with those there are.
+        PipelineFailed: model.py or the Task refuses in its own words.
     """
-    task = load(config, "model").Task
-    try:
-        created = task(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.train.model.items()})
-    except TypeError as error:
-        known = ", ".join(getattr(task, "__dataclass_fields__", {})) or "none"
-        raise ConfigError([f"train.model: {error}; the Task of {config.pipeline} takes: {known}"]) from error
-    if not isinstance(created, TrainTask):
+    task = getattr(load(config, "model"), "Task", None)
+    if not (isinstance(task, type) and issubclass(task, TrainTask)):
         raise ConfigError(
-            [f"pipeline: Task in pipelines/{config.pipeline}/model.py must be a subclass of TrainTask"]
+            [f"pipeline: pipelines/{config.pipeline}/model.py must define Task, a subclass of TrainTask"]
         )
-    return created
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in config.train.model.items()}
+    known = ", ".join(inspect.signature(task).parameters) or "none"
+    try:
+        inspect.signature(task).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError([f"train.model: {error}; the Task of {config.pipeline} takes: {known}"]) from error
+    with pipeline_errors(f"Task of pipelines/{config.pipeline}/model.py", EXIT_CONFIG):
+        return task(**arguments)
 
 
 def _read(config: Config, data: ModuleType, spark: SparkSession, source: Mapping[str, Any]) -> DataFrame:
+    _check_source(config, data, source)
     workspace = config.storage.root.resolve() / "source"
-    try:
+    with pipeline_errors(f"read() of pipelines/{config.pipeline}/data.py", EXIT_DATA):
         frame: DataFrame = data.read(spark, workspace, **source)
-    except TypeError as error:
-        if "argument" in str(error) and "read()" in str(error):
-            raise ConfigError(
-                [f"prepare.source: {error}; see read() in pipelines/{config.pipeline}/data.py"]
-            ) from error
-        raise
     return frame
 
 
+def _check_source(config: Config, data: ModuleType, source: Mapping[str, Any]) -> None:
+    signature = inspect.signature(data.read)
+    try:
+        signature.bind(None, None, **source)
+    except TypeError as error:
+        known = ", ".join(list(signature.parameters)[2:]) or "none"
+        raise ConfigError(
+            [f"prepare.source: {error}; read() in pipelines/{config.pipeline}/data.py takes: {known}"]
+        ) from error
+
+
 def load(config: Config, part: str) -> ModuleType:
-    """Import `data` or `model` of the configured pipeline."""
-    return importlib.import_module(f"pipelines.{config.pipeline}.{part}")
+    """Import `data` or `model` of the configured pipeline.
+
+    Raises:
+        PipelineFailed: the module can't be imported.
+    """
+    with pipeline_errors(f"Importing pipelines/{config.pipeline}/{part}.py", EXIT_CONFIG):
+        return importlib.import_module(f"pipelines.{config.pipeline}.{part}")
+
+
+@contextmanager
+def pipeline_errors(what: str, exit_code: int) -> Iterator[None]:
+    """Tell what the pipeline's own code raises, with its own lines; our errors and Spark's pass through."""
+    try:
+        yield
+    except SparktrainError:
+        raise
+    except Exception as error:
+        if _is_sparks(error):
+            raise
+        raise PipelineFailed(what, error, user_lines(error), exit_code) from error
+
+
+def _is_sparks(error: Exception) -> bool:
+    # py4j's own exception is no subclass of PySpark's
+    return isinstance(error, PySparkException) or type(error).__name__ == "Py4JJavaError"
 
 
 @contextmanager
@@ -144,8 +239,7 @@ def spark_errors(what: str, config: Config) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # py4j's own exception is no subclass of PySpark's
-        if not (isinstance(error, PySparkException) or type(error).__name__ == "Py4JJavaError"):
+        if not _is_sparks(error):
             raise
         text = str(error)
         log = config.storage.root.resolve() / "logs" / f"spark-error-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.log"

@@ -41,14 +41,27 @@ def fetch_model(model_uri: str, tracking_uri: str | None, folder: Path) -> Path:
         ModelUnusable: the registry has it, but its files are gone.
         TrackingUnavailable: within ten seconds when the server does not answer.
     """
-    if (local := Path(model_uri)).is_dir():
-        return local
     uri = tracking_uri or _default_uri()
-    _refuse_new_database(uri)
-    check_tracking(uri)
+    source = find_model(model_uri, uri)
+    if (local := Path(source)).is_dir():
+        return local
     with quiet_mlflow(), bounded_http(_TIMEOUT_SECONDS, max_retries=2):
-        client = connect(uri)
-        return _download(_locate(client, model_uri, uri), model_uri, uri, folder)
+        return _download(source, model_uri, uri, folder)
+
+
+def find_model(model_uri: str, tracking_uri: str) -> str:
+    """Return where the files of a model lie, without fetching them.
+
+    Raises:
+        ModelNotFound: with the models that there are.
+        TrackingUnavailable: within ten seconds when the server does not answer.
+    """
+    if Path(model_uri).is_dir():
+        return model_uri
+    _refuse_new_database(tracking_uri)
+    check_tracking(tracking_uri)
+    with quiet_mlflow(), bounded_http(_TIMEOUT_SECONDS, max_retries=2):
+        return _locate(connect(tracking_uri), model_uri, tracking_uri)
 
 
 def _default_uri() -> str:
