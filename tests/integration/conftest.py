@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+from sparktrain.testing import local_spark
+from tests.fixtures.command import CONF, SMALL, Ended, Workplace, write_flights
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    return Workplace.create(tmp_path_factory.mktemp("user"))
+
+
+@pytest.fixture(scope="session")
+def flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a fortieth of the flights."""
+    return write_flights(tmp_path_factory.mktemp("source") / "flights")
+
+
+@pytest.fixture(scope="package")
+def spark() -> Iterator[SparkSession]:
+    """A session in this process, as a notebook has one."""
+    with local_spark() as session:
+        yield session
+
+
+@dataclass(frozen=True)
+class Job:
+    """A whole job that was run, and what was there before and after it."""
+
+    ended: Ended
+    root: Path
+    scratch: Path
+    before: set[str]
+    after: set[str]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return self.ended.json
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.result["run_dir"])
+
+    @property
+    def dataset(self) -> Path:
+        return Path(self.result["dataset"]["path"])
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return json.loads((self.dataset / "manifest.json").read_bytes())
+
+    @property
+    def tracking_uri(self) -> str:
+        return f"sqlite:///{self.root}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, workplace: Workplace, flights: Path) -> Job:
+    """`sparktrain run` on a sample: prepared, trained, registered, scored."""
+    parent = tmp_path_factory.mktemp("whole")
+    root, scratch = parent / "out", parent / "scratch"
+    scratch.mkdir()
+    before = workplace.listing()
+    settings = [f"storage.root={root}", f"prepare.source.directory={flights}", *SMALL]
+    ended = workplace.run("run", CONF, *settings, "--json", TMPDIR=str(scratch))
+    assert ended.exit_code == 0, ended.stderr
+    return Job(ended, root, scratch, before, workplace.listing())
+
+
+@pytest.fixture
+def prepared_root(finished: Job, tmp_path: Path) -> Callable[[str], Path]:
+    """Give new storage roots that hold the sample's dataset already, but no run and no MLflow."""
+
+    def create(name: str = "out") -> Path:
+        shutil.copytree(finished.root / "datasets", tmp_path / name / "datasets")
+        return tmp_path / name
+
+    return create
