@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from sparktrain.errors import ColumnsReordered, SchemaMismatch, SourceMissing
@@ -40,18 +41,27 @@ def read_csv(spark: SparkSession, path: str | Path, schema: str, null_value: str
     assert isinstance(declared, StructType)
     for file in _files(path):
         _check_header(file, declared.fieldNames())
-    return (
+    read = (
         spark.read.schema(StructType([*declared.fields, StructField(MALFORMED_COLUMN, StringType())]))
         .option("header", True)
         .option("nullValue", null_value)
         .option("mode", "PERMISSIVE")
         .option("columnNameOfCorruptRecord", MALFORMED_COLUMN)
         .option("escape", '"')  # Spark's own is the backslash, which tears `"a ""b"", c"` apart
-        # Parsing only the columns that a query selects would call the same row broken in one query and sound
-        # in another.
         .option("columnPruning", False)
         .csv(str(path))
     )
+    return read.withColumn(MALFORMED_COLUMN, _needing_all_fields(read, declared.fieldNames()))
+
+
+def _needing_all_fields(read: DataFrame, names: Sequence[str]) -> Column:
+    """The text of a malformed row, in an expression that every column is part of.
+
+    Spark parses only the fields that a query needs, so that it would call the same row malformed in one query
+    and sound in another.
+    """
+    fields = F.xxhash64(*[F.col(f"`{name}`") for name in names]).cast("string")
+    return F.concat(read[MALFORMED_COLUMN], F.substring(fields, 1, 0))
 
 
 def _files(path: str | Path) -> list[str]:

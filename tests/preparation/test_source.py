@@ -1,0 +1,160 @@
+"""Reading CSV: no row is lost, and a file that does not fit is named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import Row, SparkSession
+
+from sparktrain.config import PrepareConfig, SplitConfig
+from sparktrain.errors import EXIT_DATA, ColumnsReordered, SchemaMismatch, SourceMissing
+from sparktrain.features import Categorical, Numeric
+from sparktrain.preparation import Rule, read_csv
+from tests.preparation.conftest import Preparing
+
+pytestmark = pytest.mark.spark
+
+DDL = "id int, amount double, colour string, bought int"
+HEADER = "id,amount,colour,bought\n"
+LENIENT = PrepareConfig(
+    split=SplitConfig(validation=0.0, test=0.0), num_parts=1, max_quarantined_fraction=1.0
+)
+
+SOUND = [
+    "1,1.5,red,1",
+    "2,NA,NA,0",
+    "3,,,1",
+    '4,4.0,"a ""quoted"" word, with a comma",0',
+    "5,5e0,back\\slash,1",
+    "6,NaN,日本,0",
+]
+MALFORMED = [
+    "7,7.0,red",  # too few fields
+    "8,8.0,red,1,more",  # too many
+    "nine,9.0,red,1",  # wrong types
+    "10,ten,red,1",
+    "11,11.0,red,yes",
+    "12,12.0,red,99999999999",  # no int
+    "13,13.0,red,0.5",
+    "justtext",
+]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    file = tmp_path / "shop.csv"
+    file.write_text(HEADER + "\n".join([*SOUND, *MALFORMED]) + "\n", encoding="utf-8")
+    return file
+
+
+def test_sound_rows_are_read_as_they_were_written(spark: SparkSession, shop: Path, ansi: str) -> None:
+    read = (
+        read_csv(spark, shop, DDL)
+        .where("_malformed_row is null")
+        .drop("_malformed_row")
+        .orderBy("id")
+        .collect()
+    )
+    assert [row["id"] for row in read] == [1, 2, 3, 4, 5, 6]
+    assert read[0] == Row(id=1, amount=1.5, colour="red", bought=1)
+    assert read[1] == Row(id=2, amount=None, colour=None, bought=0)
+    assert read[2] == Row(id=3, amount=None, colour=None, bought=1)
+    assert read[3]["colour"] == 'a "quoted" word, with a comma'
+    assert read[4]["colour"] == "back\\slash"
+    assert str(read[5]["amount"]) == "nan"
+
+
+@pytest.mark.parametrize("columns", [["_malformed_row"], ["_malformed_row", "colour"], ["*"]])
+def test_a_malformed_row_is_one_whatever_a_query_selects(
+    spark: SparkSession, shop: Path, columns: list[str]
+) -> None:
+    marked = read_csv(spark, shop, DDL).select(*columns).collect()
+    assert [row["_malformed_row"] for row in marked if row["_malformed_row"] is not None] == MALFORMED
+
+
+def test_malformed_rows_are_quarantined_with_their_text(
+    spark: SparkSession, shop: Path, preparing: Preparing, ansi: str
+) -> None:
+    df = read_csv(spark, shop, DDL)
+    features = [Numeric("amount"), Categorical("colour")]
+    # The rule would quarantine the malformed rows too, but their fields mean nothing.
+    dataset = preparing(df, features, config=LENIENT, rules=[Rule("low", "id < 6")])
+    assert dataset.manifest.quarantined == {"malformed": len(MALFORMED), "low": 1}
+    assert dataset.manifest.rows_in == len(SOUND) + len(MALFORMED)
+    assert dataset.manifest.rows_kept == len(SOUND) - 1
+    kept = pq.read_table(dataset.path / "quarantine").to_pylist()
+    texts = [json.loads(row["row"])["_malformed_row"] for row in kept if row["rule"] == "malformed"]
+    assert sorted(texts) == sorted(MALFORMED)
+
+
+def test_another_text_may_stand_for_a_missing_value(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "shop.csv").write_text(HEADER + "1,-,NA,1\n")
+    (row,) = read_csv(spark, tmp_path / "shop.csv", DDL, null_value="-").collect()
+    assert (row["amount"], row["colour"], row["_malformed_row"]) == (None, "NA", None)
+
+
+def test_a_directory_or_a_glob_of_files_is_one_source(spark: SparkSession, tmp_path: Path) -> None:
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    (folder / "first.csv").write_text("\ufeff" + HEADER + "1,1.0,red,1\n\n", encoding="utf-8")
+    with gzip.open(folder / "second.csv.gz", "wt") as packed:
+        packed.write(HEADER + "2,2.0,red,0\n")
+    (folder / "_SUCCESS").write_text("")
+    (folder / ".hidden.csv").write_text("no header")
+    for path in (folder, str(folder), f"{folder}/*.csv*", f"{tmp_path}/sh*"):
+        read = read_csv(spark, path, DDL).collect()
+        assert sorted((row["id"], row["_malformed_row"]) for row in read) == [(1, None), (2, None)]
+
+
+def test_a_header_without_a_column_is_refused_with_the_name_of_the_file(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    (tmp_path / "a.csv").write_text(HEADER + "1,1.0,red,1\n")
+    (tmp_path / "b.csv").write_text("id,amount,color,bought,extra\n1,1.0,red,1,2\n")
+    with pytest.raises(SchemaMismatch) as caught:
+        read_csv(spark, tmp_path, DDL)
+    text = str(caught.value)
+    assert str(tmp_path / "b.csv") in text
+    assert "missing column `colour` (there is `color`)" in text
+    assert "unexpected column `extra`" in text
+    assert caught.value.exit_code == EXIT_DATA
+
+
+@pytest.mark.parametrize(
+    ("header", "word"),
+    [
+        (b"", "missing column `id`"),
+        (b"1,1.0,red,1\n", "missing column `id`"),
+        (HEADER.encode("utf-16"), "missing column `id`"),
+        ("id,amount,colour,b\xf6ught\n".encode("latin-1"), "missing column `bought`"),
+    ],
+)
+def test_a_file_without_the_header_is_refused(
+    spark: SparkSession, tmp_path: Path, header: bytes, word: str
+) -> None:
+    (tmp_path / "shop.csv").write_bytes(header)
+    with pytest.raises(SchemaMismatch, match=word):
+        read_csv(spark, tmp_path / "shop.csv", DDL)
+
+
+def test_columns_in_another_order_are_refused_with_both_orders(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "shop.csv").write_text("id,colour,amount,bought\n")
+    with pytest.raises(
+        ColumnsReordered, match=r"order id, colour, amount, bought.*says id, amount, colour, bought"
+    ):
+        read_csv(spark, tmp_path / "shop.csv", DDL)
+
+
+def test_no_such_file_is_said_before_spark_looks(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "_ignored.csv").write_text(HEADER)
+    for name in ("nothing.csv", "*.csv.gz", "empty", "_ignored.csv"):
+        with pytest.raises(
+            SourceMissing, match=r"There is no file at .*Give a CSV file, a directory"
+        ) as caught:
+            read_csv(spark, tmp_path / name, DDL)
+        assert str(tmp_path / name) in str(caught.value)
