@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -160,8 +160,15 @@ def _count(
     marked: DataFrame, features: Sequence[Feature]
 ) -> tuple[dict[str, dict[str, int]], dict[str, Moments]]:
     """Run the one job: counts by topic and key, moments by numeric feature."""
-    columns = [F.col(f"`{name}`") for name in dict.fromkeys(f.source for f in features)]
-    partials = marked.select(RULE_COLUMN, SPLIT_COLUMN, *columns).mapInArrow(_counter(features), _SCHEMA)
+    # By number, because mapInArrow takes the dot in a name for a field of a struct.
+    numbers = {name: f"_{number}" for number, name in enumerate(dict.fromkeys(f.source for f in features))}
+    columns = [F.col(f"`{name}`").alias(number) for name, number in numbers.items()]
+    counter = partial(
+        count_partition,
+        numeric={f.name: numbers[f.source] for f in features if isinstance(f, Numeric)},
+        categorical={f.name: numbers[f.source] for f in features if isinstance(f, Categorical)},
+    )
+    partials = marked.select(RULE_COLUMN, SPLIT_COLUMN, *columns).mapInArrow(counter, _SCHEMA)
     rows = partials.groupBy("topic", "key").agg(
         F.sum("count").alias("count"), F.flatten(F.collect_list("moments")).alias("moments")
     )
@@ -211,21 +218,13 @@ def _fit_categorical(
     )
 
 
-def _counter(features: Sequence[Feature]) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    return partial(
-        count_partition,
-        numeric={f.name: f.source for f in features if isinstance(f, Numeric)},
-        categorical={f.name: f.source for f in features if isinstance(f, Categorical)},
-    )
-
-
 def count_partition(
     batches: Iterable[pa.RecordBatch], numeric: Mapping[str, str], categorical: Mapping[str, str]
 ) -> Iterator[pa.RecordBatch]:
     """Count one Spark partition; runs on an executor.
 
     Args:
-        numeric, categorical: raw column by feature.
+        numeric, categorical: column of the batches by feature.
 
     Yields one batch of (topic, key, count, moments): rows by rule and by split, training rows by value of
     each categorical column, and the moments of each numeric column.

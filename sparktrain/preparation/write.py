@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark import TaskContext
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 
 from sparktrain.config import PrepareConfig
 from sparktrain.dataset.manifest import Part
@@ -64,9 +65,10 @@ def write_parts(
     Returns:
         The parts of each split, in the order of the manifest.
     """
-    encoded = add_order(kept, config.seed).select(
-        SPLIT_COLUMN, ORDER_COLUMN, ROW_ID_COLUMN, *feature_columns(features), target_column(features)
-    )
+    values = [F.col(ROW_ID_COLUMN), *feature_columns(features), target_column(features)]
+    # By number, because mapInArrow takes the dot in a name for a field of a struct.
+    numbered = [column.alias(f"_{number}") for number, column in enumerate(values)]
+    encoded = add_order(kept, config.seed).select(SPLIT_COLUMN, ORDER_COLUMN, *numbered)
     # The number is given, so that adaptive execution leaves the partitions alone. All columns break ties, so
     # that rows with one key come out in one order whatever order they arrived in.
     ordered = encoded.repartition(config.num_parts, ORDER_COLUMN).sortWithinPartitions(*encoded.columns)
@@ -117,7 +119,7 @@ def _by_split(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[
         table = pa.Table.from_batches([batch])
         for split in table[SPLIT_COLUMN].unique().to_pylist():
             rows = table.filter(pa.compute.equal(table[SPLIT_COLUMN], split))
-            yield split, pa.table([rows[name] for name in schema.names], schema=schema)
+            yield split, pa.table(rows.drop_columns([SPLIT_COLUMN, ORDER_COLUMN]).columns, schema=schema)
 
 
 class _PartWriter:
