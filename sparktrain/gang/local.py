@@ -21,7 +21,13 @@ from sparktrain.gang.spec import GangSpec
 from sparktrain.world import World
 
 _GRACE_SECONDS = 5.0
-_PRELOADED = ["sparktrain.gang.worker", "sparktrain.gang.rendezvous", "sparktrain.training.loop"]
+_PRELOADED = [
+    "sparktrain.gang.worker",
+    "sparktrain.gang.rendezvous",
+    "sparktrain.training.loop",
+    "torch._dynamo",  # torch imports it with the first optimizer, which takes a second
+    "pandas",  # likewise pyarrow, with the first array of numpy's
+]
 
 
 def run_ranks(

@@ -11,7 +11,7 @@ from typing import TextIO
 
 import cloudpickle
 import pyarrow as pa
-from pyspark import BarrierTaskContext
+from pyspark import BarrierTaskContext, TaskContext
 
 from sparktrain.errors import DeviceUnknown, NotABarrierStage
 from sparktrain.gang.blame import write_error
@@ -25,19 +25,30 @@ def run_rank(batches: Iterable[pa.RecordBatch], spec: GangSpec) -> Iterator[pa.R
     """Run one rank inside a barrier task; yields its answer: rank and cloudpickled value."""
     for _ in batches:  # the input only exists to make Spark start this task
         pass
-    hosts = _hosts_of_gang(spec)
-    rank = BarrierTaskContext.get().partitionId()
-    world = World(
-        rank=rank,
-        size=spec.size,
-        local_rank=hosts[:rank].count(hosts[rank]),
-        device=_device(spec, hosts, rank),
-        attempt=spec.attempt,
-    )
-    address = "127.0.0.1" if len(set(hosts)) == 1 else hosts[rank]
+    context = TaskContext.get()
+    assert context is not None, "outside of a Spark task"
+    rank = context.partitionId()
     with log_to(spec.log_file(rank)):
+        world, address = _find_place(spec, context, rank)
         value = call_in_group(spec, world, address)
     yield pa.RecordBatch.from_pydict({"rank": pa.array([rank], pa.int32()), "value": [value]})
+
+
+def _find_place(spec: GangSpec, context: TaskContext, rank: int) -> tuple[World, str]:
+    """Return who we are, and this host's address; an error is written down like one of the call."""
+    try:
+        hosts = _hosts_of_gang(spec, context)
+        world = World(
+            rank=rank,
+            size=spec.size,
+            local_rank=hosts[:rank].count(hosts[rank]),
+            device=_device(spec, context, hosts, rank),
+            attempt=spec.attempt,
+        )
+    except Exception as error:
+        write_error(spec, World(rank=rank, size=max(spec.size, rank + 1)), error)
+        raise
+    return world, "127.0.0.1" if len(set(hosts)) == 1 else hosts[rank]
 
 
 def call_in_group(spec: GangSpec, world: World, address: str) -> bytes:
@@ -60,19 +71,18 @@ def call_in_group(spec: GangSpec, world: World, address: str) -> bytes:
         raise
 
 
-def _hosts_of_gang(spec: GangSpec) -> Sequence[str]:
+def _hosts_of_gang(spec: GangSpec, context: TaskContext) -> Sequence[str]:
     """Host of each rank; refuses to run when Spark dropped barrier mode, as some plugins make it."""
-    context = BarrierTaskContext.get()
     infos = context.getTaskInfos() if isinstance(context, BarrierTaskContext) else []
     if len(infos) != spec.size:
         raise NotABarrierStage(spec.size, len(infos))
     return [info.address.rpartition(":")[0] for info in infos]
 
 
-def _device(spec: GangSpec, hosts: Sequence[str], rank: int) -> str:
+def _device(spec: GangSpec, context: TaskContext, hosts: Sequence[str], rank: int) -> str:
     if not spec.gpus_per_rank:
         return "cpu"
-    granted = BarrierTaskContext.get().resources().get("gpu")
+    granted = context.resources().get("gpu")
     # Local masters grant no addresses: there the ranks of a host share its devices in order.
     address = granted.addresses[0] if granted else str(hosts[:rank].count(hosts[rank]))
     return f"cuda:{device_index(address, os.environ.get('CUDA_VISIBLE_DEVICES'))}"

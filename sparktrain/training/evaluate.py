@@ -57,17 +57,27 @@ def evaluate(
         if not len(target):
             continue
         outputs = model(rows)
-        prediction = task.predict(outputs)
+        prediction = task.predict(outputs).float()
         metrics.update(prediction, target.long())
         loss_and_rows[0] += task.loss(outputs, target).double().sum()
         loss_and_rows[1] += len(target)
-        kept.append((rows["row_id"], prediction.float(), target))
+        kept.append((rows["row_id"], prediction, target))
     model.train()
+    if not kept:
+        _update_without_rows(metrics, world.device)
     if world.size > 1:
         dist.all_reduce(loss_and_rows)
     values = {name: float(value) for name, value in metrics.compute().items()}
     values["loss"] = float(loss_and_rows[0] / loss_and_rows[1])
     return Evaluation(values, *_concatenate(kept))
+
+
+def _update_without_rows(metrics: MetricCollection, device: str) -> None:
+    """Give the lists of rows their types: torchmetrics guesses float, and gloo aborts where ranks differ."""
+    none = torch.empty(0, device=device)
+    for metric in metrics.values():
+        if any(isinstance(state, list) for state in metric.metric_state.values()):
+            metric.update(none, none.long())
 
 
 def _concatenate(
