@@ -15,7 +15,8 @@ from sparktrain.dataset import Dataset
 from sparktrain.errors import EXIT_DATA, NoRowsLeft, RulesInvalid, TooManyQuarantined
 from sparktrain.features import Numeric
 from sparktrain.preparation import Rule
-from tests.preparation.conftest import RULES, Preparing
+from sparktrain.preparation.clean import RULE_COLUMN, mark_broken_rules
+from tests.preparation.conftest import RULES, TARGET, Preparing
 
 pytestmark = pytest.mark.spark
 
@@ -79,33 +80,34 @@ def test_what_a_rule_can_not_compute_quarantines_the_row_in_either_mode(
     assert broken == {2: "divides", 3: "is_number", 4: "adds", 5: "known", 6: "not_six"}
 
 
+@pytest.mark.parametrize("ansi", ["false"], indirect=True)
 def test_both_modes_give_the_same_dataset(
     rows: DataFrame, prepared: Dataset, preparing: Preparing, ansi: str
 ) -> None:
-    dataset = preparing(rows)
+    dataset = preparing(rows)  # `prepared` was made in ANSI mode
     assert dataset.fingerprint == prepared.fingerprint
     assert dataset.manifest.quarantined == prepared.manifest.quarantined
 
 
 @pytest.mark.parametrize(
-    ("expression", "quarantined"),
+    ("expression", "broken"),
     [
-        ("if(id = 3, null, id % 2)", {"target_missing": 1}),
-        ("if(id = 3, 2, id % 2)", {"target_not_binary": 1}),
-        ("if(id = 3, 'NaN', if(id = 4, 0.5D, id % 2))", {"target_not_binary": 2}),
-        ("if(id = 3, null, id % 2 = 0)", {"target_missing": 1}),
-        ("cast(if(id = 3, 0.1, id % 2) as decimal(3, 1))", {"target_not_binary": 1}),
+        ("if(id = 3, null, id % 2)", {3: "target_missing"}),
+        ("if(id = 3, 2, id % 2)", {3: "target_not_binary"}),
+        (
+            "if(id = 3, double('NaN'), if(id = 4, 0.5D, id % 2))",
+            {3: "target_not_binary", 4: "target_not_binary"},
+        ),
+        ("if(id = 3, null, id % 2 = 0)", {3: "target_missing"}),
+        ("cast(if(id = 3, 0.1, id % 2) as decimal(3, 1))", {3: "target_not_binary"}),
     ],
 )
 def test_a_row_without_a_target_of_zero_or_one_is_quarantined(
-    spark: SparkSession, preparing: Preparing, expression: str, quarantined: dict[str, int]
+    spark: SparkSession, expression: str, broken: dict[int, str]
 ) -> None:
-    if "NaN" in expression:
-        expression = f"cast({expression} as double)"
-    df = spark.range(20).selectExpr("id", "cast(id as double) as x", f"{expression} as bought")
-    dataset = preparing(df, [Numeric("x")], config=LENIENT, rules=())
-    assert dataset.manifest.quarantined == quarantined
-    assert set(dataset.to_arrow("train")["bought"].to_pylist()) == {0.0, 1.0}
+    df = spark.range(20).selectExpr("id", f"{expression} as bought")
+    marked = mark_broken_rules(df, [], TARGET).where(f"{RULE_COLUMN} is not null").collect()
+    assert {row["id"]: row[RULE_COLUMN] for row in marked} == broken
 
 
 def test_bad_rules_are_named_all_at_once_without_spark_s_stack(
@@ -168,6 +170,8 @@ def test_more_quarantined_rows_than_allowed_are_an_error_with_the_rows_to_look_a
 def test_exactly_the_allowed_fraction_may_be_quarantined(spark: SparkSession, preparing: Preparing) -> None:
     df = spark.range(20).selectExpr("id", "cast(id as double) as x", "if(id < 2, null, id % 2) as bought")
     config = LENIENT.model_copy(update={"max_quarantined_fraction": 0.1})
-    assert preparing(df, [Numeric("x")], config=config, rules=()).manifest.rows_kept == 18
+    dataset = preparing(df, [Numeric("x")], config=config, rules=())
+    assert (dataset.manifest.rows_kept, dataset.manifest.quarantined) == (18, {"target_missing": 2})
+    assert set(dataset.to_arrow("train")["bought"].to_pylist()) == {0.0, 1.0}
     with pytest.raises(TooManyQuarantined):
         preparing(df.limit(19), [Numeric("x")], config=config, rules=())

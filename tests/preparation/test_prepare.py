@@ -98,13 +98,12 @@ def test_a_flipped_bit_in_a_page_is_found_by_its_checksum(
         dataset.to_arrow("train")
 
 
-@pytest.mark.parametrize("compression", ["zstd", "snappy"])
-def test_every_codec_can_be_read_back(spark: SparkSession, preparing: Preparing, compression: str) -> None:
-    config = PrepareConfig(split=SplitConfig(validation=0.0, test=0.0), compression=compression, num_parts=1)
+def test_another_codec_can_be_read_back(spark: SparkSession, preparing: Preparing) -> None:
+    config = PrepareConfig(split=SplitConfig(validation=0.0, test=0.0), compression="zstd", num_parts=1)
     df = spark.range(50).selectExpr("id", "cast(id as double) as x", "id % 2 as bought")
     dataset = preparing(df, [Numeric("x")], config=config, rules=())
-    (path, _), *_ = parts(dataset)
-    assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == compression.upper()
+    ((path, _),) = parts(dataset)
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
     assert dataset.num_rows("train") == dataset.to_arrow("train").num_rows == 50
 
 
@@ -163,33 +162,41 @@ def test_without_a_key_the_whole_row_is_one(spark: SparkSession, preparing: Prep
     assert len(set(table["row_id"].to_pylist())) == 6
 
 
-def test_the_same_content_again_is_the_same_directory(rows: DataFrame, preparing: Preparing) -> None:
-    first = preparing(rows)
-    written = {path: path.stat().st_mtime_ns for path in first.path.rglob("*") if path.is_file()}
-    second = preparing(rows)
-    assert second == first
-    assert {path: path.stat().st_mtime_ns for path in second.path.rglob("*") if path.is_file()} == written
-    assert sorted(p.name for p in first.path.parent.iterdir()) == sorted([first.fingerprint, "latest.json"])
+@pytest.fixture
+def own(prepared: Dataset, tmp_path: Path) -> Dataset:
+    """A copy of the prepared dataset where `preparing` writes."""
+    home = tmp_path / "datasets" / "shop"
+    shutil.copytree(prepared.path.parent, home)
+    return open_dataset(home)
 
 
-def test_a_damaged_dataset_is_replaced_as_its_error_promises(rows: DataFrame, preparing: Preparing) -> None:
-    dataset = preparing(rows)
-    parts(dataset)[0][0].unlink()
+def test_the_same_content_again_is_the_same_directory(
+    rows: DataFrame, own: Dataset, preparing: Preparing
+) -> None:
+    written = {path: path.stat().st_mtime_ns for path in own.path.rglob("*") if path.is_file()}
+    assert preparing(rows) == own
+    assert {path: path.stat().st_mtime_ns for path in own.path.rglob("*") if path.is_file()} == written
+    assert sorted(p.name for p in own.path.parent.iterdir()) == sorted([own.fingerprint, "latest.json"])
+
+
+def test_a_damaged_dataset_is_replaced_as_its_error_promises(
+    rows: DataFrame, own: Dataset, preparing: Preparing
+) -> None:
+    parts(own)[0][0].unlink()
     with pytest.raises(DatasetInvalid, match="Way out: prepare it again"):
-        dataset.verify()
+        own.verify()
     again = preparing(rows)
-    assert again.path == dataset.path
+    assert again.path == own.path
     again.verify()
 
 
 def test_other_content_is_another_dataset_and_the_newest_is_found(
-    rows: DataFrame, preparing: Preparing
+    rows: DataFrame, own: Dataset, preparing: Preparing
 ) -> None:
-    first = preparing(rows)
-    second = preparing(rows, config=CONFIG.model_copy(update={"seed": 1}))
-    assert first.fingerprint != second.fingerprint
-    assert open_dataset(first.path.parent) == second
-    first.verify()
+    other = preparing(rows, config=CONFIG.model_copy(update={"seed": 1}))
+    assert other.fingerprint != own.fingerprint
+    assert open_dataset(own.path.parent) == other
+    own.verify()
 
 
 def fail(error: BaseException) -> Callable[..., Any]:
@@ -203,21 +210,15 @@ def fail(error: BaseException) -> Callable[..., Any]:
     "place", ["_write_quarantine", "write_parts", "_examples", "_write_manifest", "_publish"]
 )
 def test_a_failure_at_any_point_leaves_what_was_there_before(
-    rows: DataFrame,
-    prepared: Dataset,
-    tmp_path: Path,
-    preparing: Preparing,
-    place: str,
-    monkeypatch: pytest.MonkeyPatch,
+    rows: DataFrame, own: Dataset, preparing: Preparing, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = tmp_path / "datasets" / "shop"
-    shutil.copytree(prepared.path.parent, home)
+    home = own.path.parent
     error = KeyboardInterrupt() if place == "write_parts" else OSError("No space left on device")
     monkeypatch.setattr(module, place, fail(error))
     with pytest.raises(type(error)):
         preparing(rows, config=CONFIG.model_copy(update={"seed": 1}))
-    assert sorted(p.name for p in home.iterdir()) == sorted([prepared.fingerprint, "latest.json"])
-    assert open_dataset(home).fingerprint == prepared.fingerprint
+    assert sorted(p.name for p in home.iterdir()) == sorted([own.fingerprint, "latest.json"])
+    assert open_dataset(home) == own
 
 
 def test_a_failure_in_a_worker_leaves_nothing(
