@@ -187,6 +187,8 @@ def local_spark(master: str = "local[2]", **settings: str) -> Iterator[SparkSess
         "spark.sql.session.timeZone": "UTC",
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
+        # The JVM is over before its best compiler and its parallel collector pay.
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
     }
     builder = SparkSession.builder.master(master).appName("tests")
     for name, value in {**quick, **settings}.items():
