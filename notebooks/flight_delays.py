@@ -26,7 +26,7 @@ spark = start_spark(config)  # on Databricks: the cluster's own session
 
 # MAGIC %md
 # MAGIC ## Prepare
-# MAGIC Raw rows become a dataset: cleaned, split by a hash of the key, normalized, shuffled, written as Parquet.
+# MAGIC Raw rows become a dataset: cleaned, split by a hash of the key, normalized, shuffled, written.
 
 # COMMAND ----------
 

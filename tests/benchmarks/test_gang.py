@@ -1,4 +1,4 @@
-"""From `run()` to its return, with one allreduce in between: our gang beside TorchDistributor, in one session."""
+"""From `run()` to its return with one allreduce in between: our gang beside TorchDistributor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""prepare beside a plain Spark job that reads, shuffles and writes the same columns, without fitting anything."""
+"""prepare beside a plain Spark job that only reads, shuffles and writes the same columns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ def test_prepare_beside_read_repartition_write(spark: SparkSession, tmp_path: Pa
     def ours() -> None:
         shutil.rmtree(tmp_path / "datasets", ignore_errors=True)
         prepare(
-            raw, data.FEATURES, data.TARGET, PrepareConfig(), root=tmp_path, rules=data.RULES, key=[*data.KEY, "copy"]
+            raw,
+            data.FEATURES,
+            data.TARGET,
+            PrepareConfig(),
+            root=tmp_path,
+            rules=data.RULES,
+            key=[*data.KEY, "copy"],
         )
 
     plain()

@@ -1,4 +1,4 @@
-"""The stream against its physical limit: reading the same row groups without shuffling or assembling anything."""
+"""The stream against its physical limit: reading the same row groups, and nothing else."""
 
 from __future__ import annotations
 
@@ -44,6 +44,4 @@ def test_stream_beside_plain_reading(tmp_path: Path) -> None:
             "stream, shuffled": lambda: drain(dataset, True),
         }
     )
-    print_table(
-        f"{ROWS:,} rows × 21 columns, batches of {BATCH}", seconds, "read_row_group, 1 thread", ROWS
-    )
+    print_table(f"{ROWS:,} rows × 21 columns, batches of {BATCH}", seconds, "read_row_group, 1 thread", ROWS)

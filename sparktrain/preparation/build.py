@@ -163,7 +163,7 @@ def _write_manifest(
     manifest = Manifest(
         format="sparktrain.dataset/1",
         name=name,
-        fingerprint=fingerprint(columns, features_json, splits),
+        fingerprint=fingerprint(columns, features_json, splits, found.quarantined),
         columns=columns,
         splits=splits,
         rows_in=found.rows_in,
@@ -188,9 +188,18 @@ def _columns(features: FittedFeatures) -> tuple[ColumnSpec, ...]:
     )
 
 
-def fingerprint(columns: Sequence[ColumnSpec], features_json: bytes, splits: Mapping[str, Split]) -> str:
-    """Name a dataset by its content: columns, statistics, the values of every part. 32 hex digits."""
+def fingerprint(
+    columns: Sequence[ColumnSpec],
+    features_json: bytes,
+    splits: Mapping[str, Split],
+    quarantined: Mapping[str, int],
+) -> str:
+    """Name a dataset by its content: columns, statistics, the values of every part. 32 hex digits.
+
+    The counts of quarantined rows belong to it: they stand in the manifest, which is never rewritten.
+    """
     content = {
+        "quarantined": dict(quarantined),
         "columns": [column.model_dump(mode="json") for column in columns],
         "features": hashlib.sha256(features_json).hexdigest(),
         "splits": {name: [(p.row_groups, p.digest) for p in split.parts] for name, split in splits.items()},
