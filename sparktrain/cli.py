@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from sparktrain.config import Config, load_config
 from sparktrain.errors import EXIT_INFRASTRUCTURE, SparktrainError
+from sparktrain.storage import writable_directory
 from sparktrain.terminal import log_to
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Work:
 
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+_CTRL_C = "interrupted", EXIT_INTERRUPTED
 
 app = typer.Typer(
     name="sparktrain",
@@ -203,13 +205,16 @@ def run_command(path: str, overrides: Sequence[str], as_json: bool, work: Work) 
     console = Console(stderr=as_json)
     with outcome_as_exit_code(as_json):
         config = read_config(path, overrides)
-        # Only now: a wrong configuration is told without pyspark.
+        writable_directory(config.storage.root)
+        # Only now: what is wrong up to here is told without pyspark.
         from sparktrain.session import spark_session
         from sparktrain.stages import check_before_spark, check_before_work
 
         log_to(console)
         check_before_spark(config, work.stages)
         with spark_session(config) as spark:
+            # Spark's own handler would first ask the JVM in the middle of another question, and fail at that.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             check_before_work(config, work.stages, spark)
             result = work.do(config, spark, console)
         if as_json:
@@ -220,8 +225,9 @@ def job(work: Work, description: str | None) -> None:
     """Entry of a spark-submit job: `--config FILE [--json] [section.key=value …]`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, help="YAML file, such as conf/flight_delays.yaml")
+    # spark-submit sends a driver's stderr to its own stdout, so that nothing keeps them apart there.
     parser.add_argument(
-        "--json", action="store_true", help="print one JSON object on stdout, the rest on stderr"
+        "--json", action="store_true", help="print one JSON object as the last line of stdout"
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     given = parser.parse_args()
@@ -246,10 +252,11 @@ def outcome_as_exit_code(as_json: bool) -> Iterator[None]:
         yield
     except SparktrainError as error:
         _fail(str(error), error.exit_code, as_json, error.result)
-    except Terminated:
-        _fail("terminated", EXIT_TERMINATED, as_json, {"status": "killed"})
-    except KeyboardInterrupt:
-        _fail("interrupted", EXIT_INTERRUPTED, as_json, {"status": "killed"})
+    except KeyboardInterrupt as error:
+        what, code = ("terminated", EXIT_TERMINATED) if isinstance(error, Terminated) else _CTRL_C
+        result = getattr(error, "result", {})
+        way_on = ": resume=true continues this run from its last checkpoint" if result else ""
+        _fail(what + way_on, code, as_json, {**result, "status": "killed"})
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -36,7 +36,6 @@ from sparktrain.gang.launch import check_slots
 from sparktrain.gang.supervise import TrainResult, describe_dataset, train
 from sparktrain.preparation import prepare
 from sparktrain.runs.connection import check_tracking, resolve_tracking_uri
-from sparktrain.storage import writable_directory
 from sparktrain.training.task import TrainTask
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,6 @@ def check_before_spark(config: Config, stages: Collection[str]) -> None:
     Raises:
         SparktrainError: of the class that the stage itself would raise.
     """
-    writable_directory(config.storage.root)
     data = load(config, "data")
     if "prepare" in stages:
         _check_source(config, data, config.prepare.source)

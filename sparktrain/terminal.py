@@ -68,9 +68,10 @@ def log_to(console: Console) -> None:
     handler = RichHandler(
         console=console, show_path=False, show_level=False, log_time_format="[%X]", markup=False
     )
+    # py4j logs whatever it raises, an interrupt even through the root logger: a wall for what takes us a line
+    handler.addFilter(lambda record: "/py4j/" not in Path(record.pathname).as_posix())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
     logging.getLogger("sparktrain").setLevel(logging.INFO)
-    logging.getLogger("py4j").setLevel(logging.ERROR)
 
 
 def dataset_table(manifest: Manifest) -> Table:

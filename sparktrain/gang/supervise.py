@@ -14,7 +14,8 @@ from pyspark.sql import SparkSession
 
 from sparktrain.config import Config
 from sparktrain.dataset import Dataset
-from sparktrain.errors import ConfigError, ResumeRefused, SparktrainError
+from sparktrain.errors import EXIT_CONFIG, ConfigError, PipelineFailed, ResumeRefused, SparktrainError
+from sparktrain.gang.blame import user_lines
 from sparktrain.gang.launch import Gang
 from sparktrain.gang.rank import RunSpec, train_rank
 from sparktrain.runs.directory import FINISHED, RunDirectory
@@ -27,6 +28,8 @@ from sparktrain.training.task import TrainTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +94,12 @@ def train(
     """
     started = time.monotonic()
     gang_options = _check(dataset, task, config)
+    model = _build_model(dataset, task)
     run, resume_from = _run_directory(dataset, config)
     attempt = run.next_attempt()
     gang = Gang(spark, directory=run.attempt(attempt), attempt=attempt, **gang_options)
     gang.check()
-    tracker = Tracker.start(run, config, dataset, task.build_model(dataset.features))
+    tracker = Tracker.start(run, config, dataset, model)
     facts: dict[str, Any] = {
         "run_id": tracker.run_id,
         "run_dir": str(run.path),
@@ -148,6 +152,15 @@ def _check(dataset: Dataset, task: TrainTask, config: Config) -> dict[str, Any]:
     }
 
 
+def _build_model(dataset: Dataset, task: TrainTask) -> nn.Module:
+    """Build the model once here: what it refuses, such as a dropout of 2, is told before a run exists."""
+    try:
+        return task.build_model(dataset.features)
+    except Exception as error:
+        what = f"{type(task).__module__}.{type(task).__name__}.build_model()"
+        raise PipelineFailed(what, error, user_lines(error), EXIT_CONFIG) from error
+
+
 def _run_directory(dataset: Dataset, config: Config) -> tuple[RunDirectory, Path | None]:
     """Return the run's directory and the checkpoint to start from: of the run to resume, or new."""
     spec = {"dataset": dataset.fingerprint, **config.model_dump(mode="json")}
@@ -168,7 +181,11 @@ def _run_directory(dataset: Dataset, config: Config) -> tuple[RunDirectory, Path
 def _compare(run: RunDirectory, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse a resume that changes the run's meaning; mention every other difference."""
     old, new = _flat(before), _flat(now)
-    different = {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)}
+    different = {
+        key: (old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
     different.pop("resume", None)
     breaking = {key: pair for key, pair in different.items() if key.startswith(_FIXED_ON_RESUME)}
     if breaking:
@@ -198,7 +215,7 @@ def _ending(run: RunDirectory, tracker: Tracker, facts: Mapping[str, Any]) -> It
         text = str(error) or type(error).__name__
         result = TrainResult(status=status, error=text, **facts).to_dict()
         run.write_result(result)
-        if isinstance(error, SparktrainError):
-            error.result = result
+        if isinstance(error, SparktrainError | KeyboardInterrupt):
+            error.result = result  # type: ignore[union-attr]  # for the command, which tells where the run lies
         tracker.finish("KILLED" if killed else "FAILED")
         raise
