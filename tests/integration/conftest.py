@@ -11,12 +11,22 @@ import pytest
 from pyspark.sql import SparkSession
 
 from sparktrain.testing import local_spark
-from tests.fixtures.command import CONF, SMALL, Ended, Workplace, write_flights
+from tests.fixtures.command import CONF, ROOT, SMALL, Ended, Workplace, write_flights
 
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return Workplace.create(tmp_path_factory.mktemp("user"))
+
+
+@pytest.fixture(scope="session")
+def faulty_workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """Another, whose Task takes faults as arguments: train.model.pause_seconds=0.1, fail_rank, fail_step."""
+    workplace = Workplace.create(tmp_path_factory.mktemp("faulty"))
+    pipeline = workplace.path / "pipelines" / "flight_delays"
+    (pipeline / "model.py").rename(pipeline / "original.py")
+    shutil.copyfile(ROOT / "tests" / "fixtures" / "faulty_model.py", pipeline / "model.py")
+    return workplace
 
 
 @pytest.fixture(scope="session")
