@@ -341,7 +341,7 @@ class DeviceUnknown(SparktrainError, ValueError):
     def __init__(self, address: str, visible: str | None) -> None:
         super().__init__(
             f"Spark granted the GPU {address!r}; CUDA_VISIBLE_DEVICES of the worker is {visible!r}. CUDA "
-            "knows a GPU by its number, or by a name that is listed there. List the names of the MIG slices in "
+            "knows a GPU by its number, or by a name that is listed there. List the MIG slices' names in "
             "spark.executorEnv.CUDA_VISIBLE_DEVICES, or let the discovery script give numbers."
         )
 
