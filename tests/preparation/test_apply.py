@@ -117,7 +117,7 @@ def columns_of(df: DataFrame, features: FittedFeatures) -> dict[str, bytes]:
     return {name: np.array([r[name] for r in collected], dtype).tobytes() for name, dtype in types.items()}
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(features=fitted_features(), drawn=st.lists(row, min_size=20, max_size=200))
 def test_spark_and_python_agree_to_the_bit(
     spark: SparkSession, ansi: str, features: FittedFeatures, drawn: list[tuple[Any, ...]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -27,13 +26,11 @@ from sparktrain.errors import (
     StorageUnwritable,
 )
 from sparktrain.features import Categorical, Feature, Numeric, Target
-from sparktrain.preparation import prepare
+from sparktrain.preparation import build as module
 from sparktrain.preparation.split import row_id
 from tests.preparation.conftest import CONFIG, FEATURES, KEY, Preparing
 
 pytestmark = pytest.mark.spark
-
-module = sys.modules[prepare.__module__]  # the function of that name hides it
 
 
 def parts(dataset: Dataset) -> list[tuple[Path, Any]]:
