@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +14,7 @@ from pyspark.sql import SparkSession
 
 from sparktrain.config import Config
 from sparktrain.errors import JavaMissing, SparkFailed
+from sparktrain.gang.shipping import ship_package
 from sparktrain.storage import writable_directory
 
 OLDEST_JAVA = 17
@@ -122,17 +119,3 @@ def _settings(config: Config, log: Path) -> dict[str, str]:
     if config.spark.master.startswith("local"):
         ours |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
     return ours
-
-
-def ship_package(spark: SparkSession, name: str) -> None:
-    """Send a package of the driver's to the executors, so that ranks can import the pipeline's own code."""
-    package = sys.modules.get(name) or __import__(name)
-    folder = Path(next(iter(package.__path__)))
-    scratch = Path(tempfile.mkdtemp(prefix="sparktrain-ship-"))
-    atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # Spark serves the file as long as it runs
-    archive = scratch / f"{name}.zip"
-    with zipfile.ZipFile(archive, "w") as bundle:
-        for file in sorted(folder.rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts:
-                bundle.write(file, Path(name) / file.relative_to(folder))
-    spark.sparkContext.addPyFile(str(archive))

@@ -56,10 +56,7 @@ class Gang:
     ) -> None:
         if ranks < 1:
             raise ValueError(f"ranks is {ranks}; a gang has at least 1")
-        session = spark or SparkSession.getActiveSession()
-        if session is None:
-            raise ValueError("There is no active SparkSession: create one, or pass spark=…")
-        self._spark, self._ranks, self._directory = session, ranks, directory
+        self._spark, self._ranks, self._directory = spark or active_session(), ranks, directory
         self._options: dict[str, Any] = {
             "size": ranks,
             "cpus_per_rank": cpus_per_rank,
@@ -108,6 +105,13 @@ class Gang:
             raise diagnose(spec, _whole_text(error)) from None
         values = {int(answer["rank"]): cloudpickle.loads(bytes(answer["value"])) for answer in answers}
         return [values[rank] for rank in range(self._ranks)]
+
+
+def active_session() -> SparkSession:
+    session = SparkSession.getActiveSession()
+    if session is None:
+        raise ValueError("There is no active SparkSession: create one, or pass spark=…")
+    return session
 
 
 def check_slots(spark: SparkSession, ranks: int) -> None:

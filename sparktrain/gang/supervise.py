@@ -16,8 +16,9 @@ from sparktrain.config import Config
 from sparktrain.dataset import Dataset
 from sparktrain.errors import EXIT_CONFIG, ConfigError, PipelineFailed, ResumeRefused, SparktrainError
 from sparktrain.gang.blame import user_lines
-from sparktrain.gang.launch import Gang
+from sparktrain.gang.launch import Gang, active_session
 from sparktrain.gang.rank import RunSpec, train_rank
+from sparktrain.gang.shipping import ship_code_of
 from sparktrain.runs.directory import FINISHED, RunDirectory
 from sparktrain.runs.follow import Follower
 from sparktrain.runs.publish import publish
@@ -95,9 +96,11 @@ def train(
     started = time.monotonic()
     gang_options = _check(dataset, task, config)
     model = _build_model(dataset, task)
+    session = spark or active_session()
+    ship_code_of(session, task)
     run, resume_from = _run_directory(dataset, config)
     attempt = run.next_attempt()
-    gang = Gang(spark, directory=run.attempt(attempt), attempt=attempt, **gang_options)
+    gang = Gang(session, directory=run.attempt(attempt), attempt=attempt, **gang_options)
     gang.check()
     tracker = Tracker.start(run, config, dataset, model)
     facts: dict[str, Any] = {
@@ -137,6 +140,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
 
 def _check(dataset: Dataset, task: TrainTask, config: Config) -> dict[str, Any]:
     """Refuse what could not work, on the driver; return how to start the gang."""
+    _check_class(task)
     dataset.verify()
     dataset.steps_per_epoch("train", config.train.global_batch_size)
     best = config.train.best_metric
@@ -150,6 +154,14 @@ def _check(dataset: Dataset, task: TrainTask, config: Config) -> dict[str, Any]:
         "start_timeout_seconds": config.train.start_timeout_seconds,
         "collective_timeout_seconds": config.train.collective_timeout_seconds,
     }
+
+
+def _check_class(task: TrainTask) -> None:
+    """Refuse a Task that the registered model could not find again after the training."""
+    module, name = type(task).__module__, type(task).__qualname__
+    if "." not in module or module.rpartition(".")[2] != "model" or name != "Task":
+        way_out = "define the class as Task in the model.py of a package, such as pipelines/flights/"
+        raise ConfigError([f"{module}.{name} was given; {way_out}"], "the task to train")
 
 
 def _build_model(dataset: Dataset, task: TrainTask) -> nn.Module:

@@ -1,0 +1,78 @@
+"""Code that executors don't have: the user's packages are sent to them, once a session."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import importlib
+import logging
+import shutil
+import sys
+import sysconfig
+import tempfile
+import zipfile
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
+
+_shipped: dict[tuple[str, str], str] = {}
+"""Digest of each package's files, by application and package."""
+
+
+def ship_package(spark: SparkSession, name: str) -> None:
+    """Send a package of the driver's to the executors, so that ranks can import the pipeline's own code.
+
+    A session keeps what it was sent first: Spark refuses a second file of the same name, and Python workers
+    that have imported the old one would go on with it.
+    """
+    folder = _folder_of(name)
+    assert folder is not None, f"{name} is no package"
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and "__pycache__" not in file.parts]
+    digest, place = _digest(files), (str(spark.sparkContext.applicationId), name)
+    if place not in _shipped:
+        spark.sparkContext.addPyFile(str(_pack(name, folder, files)))
+        _shipped[place] = digest
+    elif _shipped[place] != digest:
+        logger.warning("%s has changed: executors keep the code that this Spark session began with", folder)
+
+
+def ship_code_of(spark: SparkSession, value: object) -> None:
+    """Send the package that defines a value's class, unless it is installed: then executors have it too.
+
+    Over Spark Connect nothing is sent, because only classic sessions can tell what they were sent before.
+    """
+    name = type(value).__module__.partition(".")[0]
+    folder = _folder_of(name)
+    is_ours = name == __name__.partition(".")[0]
+    if folder is None or is_ours or _is_installed(folder) or getattr(spark, "_sc", None) is None:
+        return
+    ship_package(spark, name)
+
+
+def _folder_of(package: str) -> Path | None:
+    path = getattr(sys.modules.get(package) or importlib.import_module(package), "__path__", None)
+    return Path(next(iter(path))) if path else None
+
+
+def _is_installed(folder: Path) -> bool:
+    homes = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    return any(folder.is_relative_to(home) for home in homes)
+
+
+def _digest(files: list[Path]) -> str:
+    found = hashlib.sha256()
+    for file in files:
+        found.update(str(file).encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest()
+
+
+def _pack(name: str, folder: Path, files: list[Path]) -> Path:
+    scratch = Path(tempfile.mkdtemp(prefix="sparktrain-ship-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # Spark serves the file as long as it runs
+    archive = scratch / f"{name}.zip"
+    with zipfile.ZipFile(archive, "w") as bundle:
+        for file in files:
+            bundle.write(file, Path(name) / file.relative_to(folder))
+    return archive
