@@ -81,6 +81,8 @@ def prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
 
     The dataset lies under <storage.root>/datasets/<pipeline>/<fingerprint>; rows that broke a rule lie in its
     quarantine/. The same input and configuration give the same fingerprint.
+
+    Example: sparktrain prepare conf/flight_delays.yaml prepare.source.fraction=0.03
     """
     run_command(config, overrides or [], as_json, prepare_work)
 
@@ -90,25 +92,42 @@ def train(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
     """Train on the dataset that was prepared last, log the run to MLflow, register the model.
 
     resume=true continues the newest run that did not finish, from its newest valid checkpoint.
+
+    Example: sparktrain train conf/flight_delays.yaml train.ranks=4 spark.master=local[4]
     """
     run_command(config, overrides or [], as_json, train_work)
 
 
 @app.command()
 def score(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Score the pipeline's raw rows with the registered model; write them with probabilities as Parquet."""
+    """Score the pipeline's raw rows with the registered model; write them with a probability, as Parquet.
+
+    score.model picks another model than the champion, score.source other rows, score.output another folder.
+
+    Example: sparktrain score conf/flight_delays.yaml score.model=models:/flight_delays/1
+    """
     run_command(config, overrides or [], as_json, score_work)
 
 
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Do all of it: prepare, train, register, score."""
+    """Do all of it: prepare, train, register, score.
+
+    Everything is written under storage.root; <run_dir>/result.json holds what --json prints.
+
+    Example: sparktrain run conf/flight_delays.yaml train.epochs=2 storage.root=/tmp/try
+    """
     run_command(config, overrides or [], as_json, run_work)
 
 
 @app.command()
 def doctor(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Look for what would make a run fail, before one is started; each finding names its way out."""
+    """Look for what would make a run fail, before one is started; each finding names its way out.
+
+    Java, storage, MLflow, the pipeline's code, Spark's slots and settings, the executors' versions.
+
+    Example: sparktrain doctor conf/flight_delays.yaml train.ranks=4 spark.master=local[4]
+    """
     console = Console(stderr=as_json)
     with outcome_as_exit_code(as_json):
         from sparktrain.doctor import examine

@@ -160,7 +160,8 @@ class ValueTooLarge(DataError):
         given = ", ".join(f"`{name}` holds ±{value:g}" for name, value in columns.items())
         super().__init__(
             f"Numbers are too large: {given}. They must stay within ±{limit:g}, and within "
-            f"±{normalized_limit:.3g} once they are normalized to float32. Quarantine such rows by a rule, or fix the source."
+            f"±{normalized_limit:.3g} once they are normalized to float32. Quarantine such rows by a rule, "
+            "or fix the source."
         )
 
 
@@ -202,7 +203,7 @@ class JavaMissing(SparktrainError):
 
     def __init__(self, found: str) -> None:
         super().__init__(
-            f"Spark needs Java 17 or newer, found {found}: install a JDK 17 (or newer) and put it on "
+            f"Spark needs Java 17 or newer, found {found}. Install a JDK 17 (or newer) and put it on "
             "PATH or in JAVA_HOME."
         )
 
