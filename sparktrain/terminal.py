@@ -72,6 +72,9 @@ def log_to(console: Console) -> None:
     handler.addFilter(lambda record: "/py4j/" not in Path(record.pathname).as_posix())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
     logging.getLogger("sparktrain").setLevel(logging.INFO)
+    # These write a whole JVM stack as JSON for each refused query; our own errors tell what it comes to.
+    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def dataset_table(manifest: Manifest) -> Table:
