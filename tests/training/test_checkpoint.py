@@ -236,9 +236,7 @@ def test_a_crash_at_any_file_operation_leaves_the_old_or_the_new_state(tmp_path:
         assert saved is not None
         assert weights_of(saved) == {float(saved.step)}, "a mix of two saves"
         for path in checkpoints.committed(directory):
-            checkpoints.verify_checkpoint(
-                path
-            )  # what is half written or half deleted must not look committed
+            checkpoints.verify_checkpoint(path)  # half written or half deleted: not committed
         found.append(saved.step)
         if len(done) < operation:  # it went through
             assert names(directory) == [new.path.name]
