@@ -33,7 +33,7 @@ from sparktrain.errors import (
 )
 from sparktrain.gang.blame import user_lines
 from sparktrain.gang.launch import check_slots
-from sparktrain.gang.supervise import TrainResult, describe_dataset, train
+from sparktrain.gang.supervise import TrainResult, check_training, describe_dataset, train
 from sparktrain.preparation import prepare
 from sparktrain.runs.connection import check_tracking, resolve_tracking_uri
 from sparktrain.training.task import TrainTask
@@ -56,9 +56,9 @@ def check_before_spark(config: Config, stages: Collection[str]) -> None:
     if "prepare" in stages:
         _check_source(config, data, config.prepare.source)
     if "train" in stages:
-        create_task(config)
+        task = create_task(config)
         if "prepare" not in stages:
-            newest_dataset(config)
+            check_training(newest_dataset(config), task, config)
         check_tracking(resolve_tracking_uri(config.tracking, config.storage.root))
     if "score" in stages:
         _check_source(config, data, config.score.source or config.prepare.source)

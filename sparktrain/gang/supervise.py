@@ -94,13 +94,12 @@ def train(
         SparktrainError: of the class that names the reason; see `sparktrain.errors`.
     """
     started = time.monotonic()
-    gang_options = _check(dataset, task, config)
-    model = _build_model(dataset, task)
+    model = check_training(dataset, task, config)
     session = spark or active_session()
     ship_code_of(session, task)
     run, resume_from = _run_directory(dataset, config)
     attempt = run.next_attempt()
-    gang = Gang(session, directory=run.attempt(attempt), attempt=attempt, **gang_options)
+    gang = Gang(session, directory=run.attempt(attempt), attempt=attempt, **_gang_options(config))
     gang.check()
     tracker = Tracker.start(run, config, dataset, model)
     facts: dict[str, Any] = {
@@ -138,8 +137,15 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _check(dataset: Dataset, task: TrainTask, config: Config) -> dict[str, Any]:
-    """Refuse what could not work, on the driver; return how to start the gang."""
+def check_training(dataset: Dataset, task: TrainTask, config: Config) -> nn.Module:
+    """Refuse what could not work, before a run or a gang exists; return the model, built to see if it can be.
+
+    Raises:
+        DatasetInvalid: naming every part that is not what the manifest says.
+        TooFewRows: an epoch would have no step.
+        ConfigError: the Task's class or its metrics don't fit.
+        PipelineFailed: the model can't be built, with a dropout of 2 for instance.
+    """
     _check_class(task)
     dataset.verify()
     dataset.steps_per_epoch("train", config.train.global_batch_size)
@@ -147,6 +153,14 @@ def _check(dataset: Dataset, task: TrainTask, config: Config) -> dict[str, Any]:
     known = task.metrics()
     if best not in known:
         raise ConfigError([f"train.best_metric: the task has no metric {best!r}; it has: {', '.join(known)}"])
+    try:
+        return task.build_model(dataset.features)
+    except Exception as error:
+        what = f"{type(task).__module__}.{type(task).__name__}.build_model()"
+        raise PipelineFailed(what, error, user_lines(error), EXIT_CONFIG) from error
+
+
+def _gang_options(config: Config) -> dict[str, Any]:
     return {
         "ranks": config.train.ranks,
         "cpus_per_rank": config.train.cpus_per_rank,
@@ -162,15 +176,6 @@ def _check_class(task: TrainTask) -> None:
     if "." not in module or module.rpartition(".")[2] != "model" or name != "Task":
         way_out = "define the class as Task in the model.py of a package, such as pipelines/flights/"
         raise ConfigError([f"{module}.{name} was given; {way_out}"], "the task to train")
-
-
-def _build_model(dataset: Dataset, task: TrainTask) -> nn.Module:
-    """Build the model once here: what it refuses, such as a dropout of 2, is told before a run exists."""
-    try:
-        return task.build_model(dataset.features)
-    except Exception as error:
-        what = f"{type(task).__module__}.{type(task).__name__}.build_model()"
-        raise PipelineFailed(what, error, user_lines(error), EXIT_CONFIG) from error
 
 
 def _run_directory(dataset: Dataset, config: Config) -> tuple[RunDirectory, Path | None]:
