@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,10 @@ def spark() -> Iterator[SparkSession]:
 
 @dataclass(frozen=True)
 class Job:
-    """A whole job that was run, and what was there before and after it."""
+    """A whole job that was run, what was there before and after it, and its preparation once more."""
 
     ended: Ended
+    again: Future[Ended]
     root: Path
     scratch: Path
     before: set[str]
@@ -80,10 +82,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, workplace: Workplace, fli
     root, scratch = parent / "out", parent / "scratch"
     scratch.mkdir()
     before = workplace.listing()
-    settings = [f"storage.root={root}", f"prepare.source.directory={flights}", *SMALL]
-    ended = workplace.run("run", CONF, *settings, "--json", TMPDIR=str(scratch))
+    source = f"prepare.source.directory={flights}"
+    settings = [f"storage.root={root}", source, *SMALL]
+    running = workplace.later("run", CONF, *settings, "--json", TMPDIR=str(scratch))
+    again = workplace.later("prepare", CONF, f"storage.root={parent / 'again'}", source, "--json")
+    ended = running.result()
     assert ended.exit_code == 0, ended.stderr
-    return Job(ended, root, scratch, before, workplace.listing())
+    return Job(ended, again, root, scratch, before, workplace.listing())
 
 
 @pytest.fixture

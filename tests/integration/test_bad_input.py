@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -129,29 +131,93 @@ def closed_port() -> int:
         return int(server.getsockname()[1])
 
 
+def test_a_truncated_part_is_told_by_name_before_spark_starts(
+    workplace: Workplace, prepared_root: Callable[[str], Path]
+) -> None:
+    root = prepared_root("truncated")
+    part = sorted(root.glob("datasets/*/*/train/*.parquet"))[1]
+    with part.open("r+b") as file:
+        file.truncate(part.stat().st_size // 2)
+    ended = workplace.run("train", CONF, f"storage.root={root}", *SMALL, "--json")
+    check_refused(ended, 3, part.name, "prepare it again")
+    assert not (root / "logs").exists()
+
+
+def test_a_model_that_can_not_be_built_is_told_before_spark_starts(
+    workplace: Workplace, prepared_root: Callable[[str], Path]
+) -> None:
+    root = prepared_root("unbuildable")
+    settings = [f"storage.root={root}", "train.model.dropout=2"]
+    ended = workplace.run("train", CONF, *settings, "--json")
+    check_refused(ended, 2, "build_model()", "between 0 and 1, but got 2", "nn.Dropout")
+    assert not (root / "logs").exists()
+
+
 # --- told by Spark's session, or by what it reads -----------------------------------------------------------
 
 
-@pytest.mark.spark
-def test_more_ranks_than_cores_are_told_before_the_data_is_prepared(
-    workplace: Workplace, tmp_path: Path
-) -> None:
-    ranks = (os.cpu_count() or 1) + 2
-    settings = [f"storage.root={tmp_path}/out", "spark.master=local[*]", f"train.ranks={ranks}"]
-    ended = workplace.run("run", CONF, *settings, "--json")
-    check_refused(ended, 2, f"needs {ranks} slots, the cluster has", "train.ranks", within_seconds=60)
-    assert not (tmp_path / "out" / "datasets").exists()
+@dataclass(frozen=True)
+class Started:
+    """Commands that start Spark, two at a time, and what they were given."""
+
+    parent: Path
+    too_many_ranks: Future[Ended]
+    broken_lines: Future[Ended]
+    missing_column: Future[Ended]
+    nothing_to_keep: Future[Ended]
+
+    def root(self, name: str) -> Path:
+        return self.parent / name / "out"
+
+
+RANKS = (os.cpu_count() or 1) + 2
+
+
+@pytest.fixture(scope="module")
+def started(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Started:
+    parent = tmp_path_factory.mktemp("bad-input")
+
+    def prepare(name: str, change: Callable[[Rows], Rows], broken_lines: str = "") -> Future[Ended]:
+        source = write_flights(parent / name / "source", every=200, change=change)
+        with (source / "flights.csv").open("a", encoding="utf-8") as file:
+            file.write(broken_lines)
+        settings = [f"storage.root={parent / name / 'out'}", f"prepare.source.directory={source}"]
+        return workplace.later("prepare", CONF, *settings, "--json")
+
+    ranks = [f"storage.root={parent}/ranks/out", "spark.master=local[*]", f"train.ranks={RANKS}"]
+    return Started(
+        parent,
+        too_many_ranks=workplace.later("run", CONF, *ranks, "--json"),
+        broken_lines=prepare("lines", lambda rows: rows, BROKEN_LINES),
+        missing_column=prepare("column", without_distance),
+        nothing_to_keep=prepare("nothing", all_cancelled),
+    )
+
+
+BROKEN_LINES = (
+    "2013,1,1,five,515,2,830,819,11,UA,1545,N14228,EWR,IAH,227,1400,5,15,2013-01-01T10:00:00Z\n"  # no number
+    "2013,1,1\n"
+)
+
+
+def without_distance(rows: Rows) -> Rows:
+    return [{("dist" if name == "distance" else name): v for name, v in row.items()} for row in rows]
+
+
+def all_cancelled(rows: Rows) -> Rows:
+    return [{**row, "arr_delay": "NA"} for row in rows]
 
 
 @pytest.mark.spark
-def test_a_broken_line_is_quarantined_and_the_others_are_kept(workplace: Workplace, tmp_path: Path) -> None:
-    source = write_flights(tmp_path / "source", every=100)
-    with (source / "flights.csv").open("a", encoding="utf-8") as file:
-        file.write(
-            "2013,1,1,five,515,2,830,819,11,UA,1545,N14228,EWR,IAH,227,1400,5,15,2013-01-01T10:00:00Z\n"
-        )
-        file.write("2013,1,1\n")
-    ended = prepare(workplace, tmp_path / "out", source)
+def test_more_ranks_than_cores_are_told_before_the_data_is_prepared(started: Started) -> None:
+    words = [f"needs {RANKS} slots, the cluster has", "train.ranks"]
+    check_refused(started.too_many_ranks.result(), 2, *words, within_seconds=60)
+    assert not (started.root("ranks") / "datasets").exists()
+
+
+@pytest.mark.spark
+def test_a_broken_line_is_quarantined_and_the_others_are_kept(started: Started) -> None:
+    ended = started.broken_lines.result()
     assert ended.exit_code == 0, ended.stderr
     dataset = ended.json["dataset"]
     assert dataset["quarantined"]["malformed"] == 2
@@ -160,43 +226,17 @@ def test_a_broken_line_is_quarantined_and_the_others_are_kept(workplace: Workpla
 
 
 @pytest.mark.spark
-def test_a_missing_column_is_told_by_name_and_file(workplace: Workplace, tmp_path: Path) -> None:
-    def rename(rows: Rows) -> Iterable[dict[str, str]]:
-        return [{("dist" if k == "distance" else k): v for k, v in row.items()} for row in rows]
-
-    source = write_flights(tmp_path / "source", every=1000, change=rename)
-    ended = prepare(workplace, tmp_path / "out", source)
-    words = [f"{source}/flights.csv", "missing column `distance`", "`dist`", "Way out"]
-    check_refused(ended, 3, *words, within_seconds=60)
+def test_a_missing_column_is_told_by_name_and_file(started: Started) -> None:
+    words = [f"{started.parent}/column/source/flights.csv", "missing column `distance`", "`dist`", "Way out"]
+    check_refused(started.missing_column.result(), 3, *words, within_seconds=60)
 
 
 @pytest.mark.spark
-def test_a_source_without_a_row_to_keep_is_told_with_the_rule(workplace: Workplace, tmp_path: Path) -> None:
-    def cancel(rows: Rows) -> Iterable[dict[str, str]]:
-        return [{**row, "arr_delay": "NA"} for row in rows]
-
-    source = write_flights(tmp_path / "source", every=1000, change=cancel)
-    ended = prepare(workplace, tmp_path / "out", source)
-    check_refused(ended, 3, "No row is left", "`arrived`: 337", f"{tmp_path}/out/datasets", within_seconds=60)
-    assert not list(tmp_path.glob("out/datasets/*/*/manifest.json"))
-
-
-def prepare(workplace: Workplace, root: Path, source: Path) -> Ended:
-    settings = [f"storage.root={root}", f"prepare.source.directory={source}"]
-    return workplace.run("prepare", CONF, *settings, "--json")
-
-
-@pytest.mark.spark
-def test_a_truncated_part_is_told_by_name_before_any_rank_starts(
-    workplace: Workplace, prepared_root: Callable[[str], Path]
-) -> None:
-    root = prepared_root("truncated")
-    part = sorted(root.glob("datasets/*/*/train/*.parquet"))[1]
-    with part.open("r+b") as file:
-        file.truncate(part.stat().st_size // 2)
-    ended = workplace.run("train", CONF, f"storage.root={root}", *SMALL, "--json")
-    check_refused(ended, 3, part.name, "prepare it again", within_seconds=60)
-    assert not (root / "runs").exists()
+def test_a_source_without_a_row_to_keep_is_told_with_the_rule(started: Started) -> None:
+    root = started.root("nothing")
+    words = ["No row is left", "`arrived`: 1,684", f"{root}/datasets"]
+    check_refused(started.nothing_to_keep.result(), 3, *words, within_seconds=90)
+    assert not list(root.glob("datasets/*/*/manifest.json"))
 
 
 @pytest.mark.spark
@@ -218,14 +258,3 @@ def test_a_task_that_raises_is_told_by_rank_step_and_its_own_line(
     assert answer["world_size"] == 2 and (Path(answer["run_dir"]) / "result.json").exists()
     logs = re.findall(r"^ +- (/.*)$", answer["error"], re.MULTILINE)
     assert logs and all(Path(log).exists() for log in logs), "the message points to files that are there"
-
-
-@pytest.mark.spark
-def test_a_model_that_can_not_be_built_is_told_before_a_run_exists(
-    workplace: Workplace, prepared_root: Callable[[str], Path]
-) -> None:
-    root = prepared_root("unbuildable")
-    settings = [f"storage.root={root}", "train.model.dropout=2"]
-    ended = workplace.run("train", CONF, *settings, "--json")
-    check_refused(ended, 2, "build_model()", "between 0 and 1, but got 2", "nn.Dropout", within_seconds=60)
-    assert not (root / "runs").exists()

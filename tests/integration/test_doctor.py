@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,31 @@ def findings(ended: Ended) -> dict[str, dict[str, Any]]:
     return {finding["what"]: finding for finding in ended.json["findings"]}
 
 
+@dataclass(frozen=True)
+class Visits:
+    """Two visits of the doctor, at the same time: each starts Spark."""
+
+    ranks: int
+    uri: str
+    healthy: Future[Ended]
+    ill: Future[Ended]
+
+
+@pytest.fixture(scope="module")
+def visits(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Visits:
+    parent = tmp_path_factory.mktemp("doctor")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"  # closed from here on
+    ranks = (os.cpu_count() or 1) + 2
+    wrong = [f"tracking.uri={uri}", "spark.master=local[*]", f"train.ranks={ranks}", "train.model.depth=3"]
+    healthy = workplace.later("doctor", CONF, f"storage.root={parent}/healthy", "--json")
+    ill = workplace.later("doctor", CONF, f"storage.root={parent}/ill", *wrong, "--json")
+    return Visits(ranks, uri, healthy, ill)
+
+
 @pytest.mark.spark
-def test_nothing_is_wrong_with_the_example(workplace: Workplace, tmp_path: Path) -> None:
-    ended = workplace.run("doctor", CONF, f"storage.root={tmp_path}/out", "--json")
+def test_nothing_is_wrong_with_the_example(visits: Visits) -> None:
+    ended = visits.healthy.result()
     assert ended.exit_code == 0, ended.stderr
     assert ended.json["status"] == "finished"
     found = findings(ended)
@@ -31,19 +55,15 @@ def test_nothing_is_wrong_with_the_example(workplace: Workplace, tmp_path: Path)
 
 
 @pytest.mark.spark
-def test_every_error_is_found_in_one_visit(workplace: Workplace, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        uri = f"http://127.0.0.1:{server.getsockname()[1]}"  # closed from here on
-    ranks = (os.cpu_count() or 1) + 2
-    settings = [f"storage.root={tmp_path}/out", "spark.master=local[*]", f"train.ranks={ranks}"]
-    wrong = [f"tracking.uri={uri}", "train.model.depth=3"]
-    ended = workplace.run("doctor", CONF, *settings, *wrong, "--json")
+def test_every_error_is_found_in_one_visit(visits: Visits) -> None:
+    ended = visits.ill.result()
     assert ended.exit_code == 5
     found = findings(ended)
     errors = {what for what, finding in found.items() if finding["level"] == "error"}
     assert errors == {"MLflow", "pipeline", "slots"}
-    assert uri in found["MLflow"]["found"] and "Start the server" in found["MLflow"]["way_out"]
-    assert f"needs {ranks} slots" in found["slots"]["found"] and "train.ranks" in found["slots"]["way_out"]
+    assert visits.uri in found["MLflow"]["found"] and "Start the server" in found["MLflow"]["way_out"]
+    assert f"needs {visits.ranks} slots" in found["slots"]["found"]
+    assert "train.ranks" in found["slots"]["way_out"]
     assert "'depth'" in found["pipeline"]["found"] and "hidden_sizes" in found["pipeline"]["found"]
 
 

@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(240)]
 
 SETTINGS = ("train.epochs=4", "train.global_batch_size=512", "train.checkpoint_every_steps=5")
 SLOW = "train.model.pause_seconds=0.1"
+ENDLESS = ("train.model.pause_seconds=0.5", "train.epochs=100")
 
 
 def start_training(workplace: Workplace, root: Path, *settings: str) -> Running:
@@ -25,7 +26,7 @@ def start_training(workplace: Workplace, root: Path, *settings: str) -> Running:
     return workplace.start("train", CONF, *given, "--json")
 
 
-def wait_for_checkpoint(running: Running, root: Path, timeout_seconds: float = 90.0) -> Path:
+def wait_for_checkpoint(running: Running, root: Path, timeout_seconds: float = 120.0) -> Path:
     """Return the run directory, once a checkpoint lies in it."""
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
@@ -78,24 +79,16 @@ def events(run_dir: Path) -> list[dict[str, object]]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
-def test_ctrl_c_ends_every_process_and_says_how_to_go_on(
+def test_an_interrupt_ends_every_process_and_says_how_to_go_on(
     faulty_workplace: Workplace, prepared_root: Callable[[str], Path]
 ) -> None:
-    root = prepared_root("interrupted")
-    running = start_training(faulty_workplace, root)
-    run_dir = wait_for_checkpoint(running, root)
-    running.signal_group(signal.SIGINT)
-    check_killed(running, root, run_dir, exit_code=130)
-
-
-def test_a_terminated_driver_takes_its_processes_with_it(
-    faulty_workplace: Workplace, prepared_root: Callable[[str], Path]
-) -> None:
-    root = prepared_root("terminated")
-    running = start_training(faulty_workplace, root)
-    run_dir = wait_for_checkpoint(running, root)
-    running.signal(signal.SIGTERM)
-    check_killed(running, root, run_dir, exit_code=143)
+    roots = prepared_root("interrupted"), prepared_root("terminated")
+    interrupted, terminated = (start_training(faulty_workplace, root, *ENDLESS) for root in roots)
+    run_dirs = wait_for_checkpoint(interrupted, roots[0]), wait_for_checkpoint(terminated, roots[1])
+    interrupted.signal_group(signal.SIGINT)  # as Ctrl-C in a terminal does
+    terminated.signal(signal.SIGTERM)  # as `kill` does
+    check_killed(interrupted, roots[0], run_dirs[0], exit_code=130)
+    check_killed(terminated, roots[1], run_dirs[1], exit_code=143)
 
 
 def check_killed(running: Running, root: Path, run_dir: Path, exit_code: int) -> None:

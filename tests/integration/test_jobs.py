@@ -12,7 +12,7 @@ import pytest
 
 from tests.fixtures.command import CONF, ROOT, SMALL, Ended, Workplace
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(300)]
 
 CLUSTER = ("--master", "local-cluster[2,1,1024]", "--conf", "spark.ui.enabled=false")
 
@@ -25,7 +25,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def submit(workplace: Workplace, job: str, root: Path, flights: Path) -> Ended:
     settings = [f"storage.root={root}", f"prepare.source.directory={flights}", *SMALL]
     given = ["--config", CONF, "--json", *settings]
-    # The executors' working directories; Spark's own place for them is beside its jars.
+    # the executors' working directories; Spark's own place for them is beside its jars
     folders = str(root.parent / "executors")
     return workplace.run(
         *CLUSTER, ROOT / "jobs" / f"{job}.py", *given, program="spark-submit", SPARK_WORKER_DIR=folders
@@ -42,7 +42,7 @@ def test_the_jobs_prepare_train_and_score_on_executors(
         assert ended[job].last_json["status"] == "finished"
     trained = ended["train"].last_json
     assert trained["dataset"]["fingerprint"] == ended["prepare"].last_json["dataset"]["fingerprint"]
-    assert list(root.parent.glob("executors/app-*/*")), "the executors were no processes of their own"
+    assert ended["train"].stderr.count("Granted executor ID") == 2
     assert trained["world_size"] == 2 and trained["metrics"]["test/auroc"] > 0.6
     scored = pq.read_table(ended["score"].last_json["output"])
     assert scored.num_rows == ended["prepare"].last_json["dataset"]["rows_in"]

@@ -22,7 +22,6 @@ from torchmetrics.classification import BinaryAUROC
 
 from pipelines.flight_delays.data import KEY
 from sparktrain.preparation.split import row_id
-from tests.fixtures.command import CONF, Workplace
 from tests.integration.conftest import Job
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(180)]
@@ -153,11 +152,8 @@ def test_every_raw_row_is_scored_the_quarantined_ones_too(finished: Job) -> None
     assert ((probability > 0) & (probability < 1)).all()
 
 
-def test_the_same_input_gives_the_same_dataset(
-    finished: Job, workplace: Workplace, flights: Path, tmp_path: Path
-) -> None:
-    settings = [f"storage.root={tmp_path / 'out'}", f"prepare.source.directory={flights}"]
-    again = workplace.run("prepare", CONF, *settings, "--json")
+def test_the_same_input_gives_the_same_dataset(finished: Job) -> None:
+    again = finished.again.result()
     assert again.exit_code == 0, again.stderr
     assert again.json["status"] == "finished"
     dataset = again.json["dataset"]
