@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,7 +171,9 @@ def _run_work(config: Config, spark: SparkSession, console: Console) -> dict[str
     dataset = _prepare(config, spark, console)
     prepared = time.monotonic()
     result = _train(config, spark, dataset, console)
-    scored = _score(config, spark, console)
+    # The version just registered, even if another run has moved the alias since.
+    scores = config.score.model_copy(update={"model": config.score.model or result["model_uri"]})
+    scored = _score(config.model_copy(update={"score": scores}), spark, console)
     result["seconds"] = {"prepare": prepared - started, **result["seconds"], "score": scored.pop("seconds")}
     result["score"] = scored
     write_result(result["run_dir"], result)
@@ -269,13 +272,30 @@ def outcome_as_exit_code(as_json: bool) -> Iterator[None]:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
-    except SparktrainError as error:
-        _fail(str(error), error.exit_code, as_json, error.result)
-    except KeyboardInterrupt as error:
-        what, code = ("terminated", EXIT_TERMINATED) if isinstance(error, Terminated) else _CTRL_C
-        result = getattr(error, "result", {})
-        way_on = ": resume=true continues this run from its last checkpoint" if result else ""
-        _fail(what + way_on, code, as_json, {**result, "status": "killed"})
+    except typer.Exit:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        interrupt = _interrupt_behind(error)
+        if interrupt is not None:
+            _fail_interrupted(interrupt, as_json)
+        if isinstance(error, SparktrainError):
+            _fail(str(error), error.exit_code, as_json, error.result)
+        traceback.print_exc()
+        _fail(f"unexpected {type(error).__name__}: {error}", EXIT_INFRASTRUCTURE, as_json, {})
+
+
+def _fail_interrupted(interrupt: KeyboardInterrupt, as_json: bool) -> NoReturn:
+    what, code = ("terminated", EXIT_TERMINATED) if isinstance(interrupt, Terminated) else _CTRL_C
+    result = getattr(interrupt, "result", {})
+    way_on = ": resume=true continues this run from its last checkpoint" if result else ""
+    _fail(what + way_on, code, as_json, {**result, "status": "killed"})
+
+
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt that an error came of: on its way out, asking the dying JVM can raise another one."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -313,6 +313,7 @@ def _check_pipeline(name: str) -> Iterator[str]:
     known = sorted({p.parent.name for root in roots for p in root.glob("*/data.py")})
     if name not in known:
         hint = nearest(name, known)
-        yield f"pipeline: there is no pipelines/{name}/data.py" + (
+        # The folder is named: one without __init__.py loses against any other `pipelines` on the path.
+        yield f"pipeline: there is no {name}/data.py in {', '.join(map(str, roots))}" + (
             f"; did you mean {hint}?" if hint else f"; there are: {', '.join(known) or 'none'}"
         )

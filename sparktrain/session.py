@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from sparktrain.config import Config
@@ -99,6 +100,11 @@ def _start(config: Config, log: Path | None) -> SparkSession:
             builder = builder.config(name, value)
     try:
         return builder.getOrCreate()
+    except KeyboardInterrupt:
+        # A JVM that is told to end while it builds its context waits for itself, for ever.
+        if (gateway := SparkContext._gateway) is not None:
+            gateway.proc.kill()
+        raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         path = str(log) if log is not None and log.exists() else None
@@ -114,7 +120,8 @@ def _settings(config: Config, log: Path) -> dict[str, str]:
         "spark.ui.enabled": "false",
         "spark.sql.session.timeZone": "UTC",  # what a timestamp means must not depend on the machine
         "spark.sql.warehouse.dir": str(log.parent.parent / "spark-warehouse"),
-        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{settings}",
+        # As a URI: a space in the path would end the option.
+        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={settings.as_uri()}",
     }
     if config.spark.master.startswith("local"):
         ours |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}

@@ -33,12 +33,14 @@ from sparktrain.errors import (
 )
 from sparktrain.gang.blame import user_lines
 from sparktrain.gang.launch import check_slots
-from sparktrain.gang.supervise import TrainResult, check_training, describe_dataset, train
+from sparktrain.gang.supervise import TrainResult, check_metric, check_training, describe_dataset, train
 from sparktrain.preparation import prepare
 from sparktrain.runs.connection import check_tracking, resolve_tracking_uri
 from sparktrain.training.task import TrainTask
 
 logger = logging.getLogger(__name__)
+
+_DEFINES = {"data": ("read", "FEATURES", "TARGET", "RULES", "KEY"), "model": ("Task",)}
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
@@ -57,6 +59,7 @@ def check_before_spark(config: Config, stages: Collection[str]) -> None:
         _check_source(config, data, config.prepare.source)
     if "train" in stages:
         task = create_task(config)
+        check_metric(task, config)
         if "prepare" not in stages:
             check_training(newest_dataset(config), task, config)
         check_tracking(resolve_tracking_uri(config.tracking, config.storage.root))
@@ -188,7 +191,10 @@ def _read(config: Config, data: ModuleType, spark: SparkSession, source: Mapping
     _check_source(config, data, source)
     workspace = config.storage.root.resolve() / "source"
     with pipeline_errors(f"read() of pipelines/{config.pipeline}/data.py", EXIT_DATA):
-        frame: DataFrame = data.read(spark, workspace, **source)
+        frame = data.read(spark, workspace, **source)
+    if not isinstance(frame, DataFrame):
+        where, given = f"pipelines/{config.pipeline}/data.py", type(frame).__name__
+        raise ConfigError([f"read() gave {given}; it must return a Spark DataFrame"], where)
     return frame
 
 
@@ -208,9 +214,16 @@ def load(config: Config, part: str) -> ModuleType:
 
     Raises:
         PipelineFailed: the module can't be imported.
+        ConfigError: it does not define what such a module defines.
     """
     with pipeline_errors(f"Importing pipelines/{config.pipeline}/{part}.py", EXIT_CONFIG):
-        return importlib.import_module(f"pipelines.{config.pipeline}.{part}")
+        module = importlib.import_module(f"pipelines.{config.pipeline}.{part}")
+    if missing := [name for name in _DEFINES[part] if not hasattr(module, name)]:
+        file = f"pipelines/{config.pipeline}/{part}.py"
+        raise ConfigError(
+            [f"{file} lacks {', '.join(missing)}; it defines {', '.join(_DEFINES[part])}"], file
+        )
+    return module
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from sparktrain.gang.spec import GangSpec
 from sparktrain.storage import commit_json
 from sparktrain.world import World
 
+_DRIVER_ONLY = ("MLFLOW_", "DATABRICKS_TOKEN", "DATABRICKS_CLIENT_SECRET")
 _POLL_SECONDS = 0.005
 
 
@@ -124,17 +125,21 @@ def _interface(address: str) -> Mapping[str, str]:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables and put back what was there: Spark's Python workers serve other jobs afterwards."""
-    before = {name: os.environ.get(name) for name in variables}
+    """Set variables and put back what was there: Spark's Python workers serve other jobs afterwards.
+
+    A local master's workers inherit the driver's access to MLflow: it is out of a rank's reach meanwhile.
+    """
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith(_DRIVER_ONLY):
+            del os.environ[name]
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in variables:
+            os.environ.pop(name, None)
+        os.environ.update({n: v for n, v in before.items() if n in variables or n.startswith(_DRIVER_ONLY)})
 
 
 @contextmanager

@@ -149,15 +149,19 @@ def check_training(dataset: Dataset, task: TrainTask, config: Config) -> nn.Modu
     _check_class(task)
     dataset.verify()
     dataset.steps_per_epoch("train", config.train.global_batch_size)
-    best = config.train.best_metric
-    known = task.metrics()
-    if best not in known:
-        raise ConfigError([f"train.best_metric: the task has no metric {best!r}; it has: {', '.join(known)}"])
+    check_metric(task, config)
     try:
         return task.build_model(dataset.features)
     except Exception as error:
         what = f"{type(task).__module__}.{type(task).__name__}.build_model()"
         raise PipelineFailed(what, error, user_lines(error), EXIT_CONFIG) from error
+
+
+def check_metric(task: TrainTask, config: Config) -> None:
+    """Refuse to pick the best checkpoint by a metric that the Task does not have."""
+    best, known = config.train.best_metric, task.metrics()
+    if best not in known:
+        raise ConfigError([f"train.best_metric: the task has no metric {best!r}; it has: {', '.join(known)}"])
 
 
 def _gang_options(config: Config) -> dict[str, Any]:

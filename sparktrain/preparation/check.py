@@ -89,15 +89,13 @@ def _wrong(feature: Feature, given: DataType) -> tuple[str, str] | None:
 def _input_types(features: Sequence[Feature], types: dict[str, DataType]) -> dict[str, InputType]:
     found: dict[str, InputType] = {}
     for feature in features:
-        # An integer column may serve as a number and as a category: as "long" it can be both.
-        if found.get(feature.source) != "long":
-            found[feature.source] = _input_type(feature, types[feature.source])
+        found[feature.source] = _input_type(types[feature.source])
     return found
 
 
-def _input_type(feature: Feature, given: DataType) -> InputType:
-    if isinstance(feature, Numeric):
-        return "double"
+def _input_type(given: DataType) -> InputType:
     if isinstance(given, StringType):
         return "string"
-    return "boolean" if isinstance(given, BooleanType) else "long"
+    if isinstance(given, BooleanType):
+        return "boolean"
+    return "long" if isinstance(given, IntegralType) else "double"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -86,10 +87,22 @@ def _probe(uri: str, failures: list[Exception]) -> None:
 def _check_database(uri: str) -> None:
     try:
         _check_sqlite_file(uri)
-        with quiet_mlflow():
+        with quiet_mlflow(), _first_use(uri):
             connect(uri).search_experiments(max_results=1)
     except Exception as error:
         raise TrackingUnavailable(without_secrets(uri), reason_of(error)) from error
+
+
+@contextlib.contextmanager
+def _first_use(uri: str) -> Iterator[None]:
+    """Let one process at a time find, or make, the tables of a SQLite file: two at once would clash."""
+    path = unquote(uri.partition("///")[2]).partition("?")[0]
+    if not uri.startswith("sqlite:") or not path or path == ":memory:":
+        yield
+        return
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _check_sqlite_file(uri: str) -> None:

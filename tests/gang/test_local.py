@@ -49,6 +49,13 @@ def test_lambdas_and_library_functions_will_do() -> None:
     assert run_ranks(2, lambda: World.from_environment().size) == [2, 2]
 
 
+def test_ranks_do_not_see_the_drivers_access_to_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:password@127.0.0.1:1")
+    assert run_ranks(2, lambda: [name for name in os.environ if name.startswith("MLFLOW_")]) == [[], []]
+    assert os.environ["MLFLOW_TRACKING_TOKEN"] == "secret"
+
+
 def test_ranks_have_the_callers_environment_folder_and_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

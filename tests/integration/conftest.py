@@ -79,7 +79,7 @@ class Job:
 def finished(tmp_path_factory: pytest.TempPathFactory, workplace: Workplace, flights: Path) -> Job:
     """`sparktrain run` on a sample: prepared, trained, registered, scored."""
     parent = tmp_path_factory.mktemp("whole")
-    root, scratch = parent / "out", parent / "scratch"
+    root, scratch = parent / "out with spaces", parent / "scratch"
     scratch.mkdir()
     before = workplace.listing()
     source = f"prepare.source.directory={flights}"

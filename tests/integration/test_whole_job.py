@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from urllib.parse import unquote
 
+import mlflow
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -115,11 +117,21 @@ def test_the_registered_model_takes_raw_columns(finished: Job, client: MlflowCli
     version = client.get_model_version_by_alias("flight_delays", "champion")
     assert finished.result["model_uri"] == f"models:/flight_delays/{version.version}"
     folder = client.get_model_version_download_uri("flight_delays", version.version)
-    model = Model.load(folder.removeprefix("file://"))
+    model = Model.load(unquote(folder.removeprefix("file://")))
     columns = model.get_input_schema().input_names()
     assert {"carrier", "dest", "month", "temp"} <= set(columns) and "month_category" not in columns
     assert model.get_output_schema().input_names() == ["probability"]
     assert model.saved_input_example_info is not None
+
+
+def test_the_registered_model_takes_the_source_s_own_rows(finished: Job, spark: SparkSession) -> None:
+    """Through MLflow's pyfunc, as a server would: integers, nulls and all."""
+    scores = spark.read.parquet(finished.result["score"]["output"]).limit(2000).toPandas()
+    raw = scores.drop(columns="probability")
+    assert raw["plane_age"].isna().any() and raw["departure_minute"].dtype == np.int64
+    mlflow.set_tracking_uri(finished.tracking_uri)
+    predicted = mlflow.pyfunc.load_model("models:/flight_delays@champion").predict(raw)
+    np.testing.assert_allclose(predicted["probability"], scores["probability"], rtol=0, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +176,7 @@ def test_the_same_input_gives_the_same_dataset(finished: Job) -> None:
 
 
 def _artifact(finished: Job, run: Run, name: str) -> str:
-    folder = Path(run.info.artifact_uri.removeprefix("file://"))
+    folder = Path(unquote(run.info.artifact_uri.removeprefix("file://")))
     assert folder.is_relative_to(finished.root)
     return (folder / name).read_text(encoding="utf-8")
 
