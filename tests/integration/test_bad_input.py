@@ -43,7 +43,10 @@ def check_refused(ended: Ended, exit_code: int, *words: str, within_seconds: flo
     [
         (["train.epoch=3"], ["train.epoch: unknown key", "did you mean train.epochs?"]),
         (["train.epochs=-1", "train.learning_rate=fast"], ["2 errors", "-1 given", "'fast' given"]),
-        (["pipeline=flight_delay"], ["no pipelines/flight_delay/data.py", "did you mean flight_delays?"]),
+        (
+            ["pipeline=flight_delay"],
+            ["no flight_delay/data.py in /", "/pipelines; did you mean flight_delays?"],
+        ),
         (["prepare.compression=zip"], ["'zip' given", "'lz4', 'zstd', 'snappy' or 'none'"]),
         (["storage.root=s3://bucket/out"], ["object stores are not supported yet", "a mount will do"]),
         (["train.ranks=4"], ["needs 4 slots, local[2] has 2", "train.ranks=2", "spark.master=local[4]"]),
