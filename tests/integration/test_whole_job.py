@@ -124,12 +124,14 @@ def test_the_registered_model_takes_raw_columns(finished: Job, client: MlflowCli
     assert model.saved_input_example_info is not None
 
 
-def test_the_registered_model_takes_the_source_s_own_rows(finished: Job, spark: SparkSession) -> None:
+def test_the_registered_model_takes_the_source_s_own_rows(
+    finished: Job, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Through MLflow's pyfunc, as a server would: integers, nulls and all."""
     scores = spark.read.parquet(finished.result["score"]["output"]).limit(2000).toPandas()
     raw = scores.drop(columns="probability")
     assert raw["plane_age"].isna().any() and raw["departure_minute"].dtype == np.int64
-    mlflow.set_tracking_uri(finished.tracking_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", finished.tracking_uri)
     predicted = mlflow.pyfunc.load_model("models:/flight_delays@champion").predict(raw)
     np.testing.assert_allclose(predicted["probability"], scores["probability"], rtol=0, atol=1e-6)
 
