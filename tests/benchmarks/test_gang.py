@@ -7,9 +7,9 @@ import time
 import torch
 from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
-from tables import median_seconds, print_table
 
 from sparktrain.gang import Gang
+from tests.benchmarks.tables import median_seconds, print_table
 
 
 def one_allreduce() -> float:

@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 from pyspark.sql import SparkSession
-from tables import median_seconds, print_table
 
 from pipelines.flight_delays import data
 from sparktrain.config import PrepareConfig
 from sparktrain.preparation import prepare
+from tests.benchmarks.tables import median_seconds, print_table
 
 COPIES = 4
 

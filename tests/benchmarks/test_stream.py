@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
-from tables import median_seconds, print_table
 
 from sparktrain.dataset import Dataset
 from sparktrain.testing import write_tiny_dataset
+from tests.benchmarks.tables import median_seconds, print_table
 
 ROWS = 2_000_000
 BATCH = 8192
