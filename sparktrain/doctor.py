@@ -20,6 +20,11 @@ from sparktrain.storage import writable_directory
 
 PACKAGES = ("torch", "pyarrow", "numpy", "pyspark")
 
+_HARMFUL = {
+    "spark.dynamicAllocation.enabled": "on; Spark refuses barrier stages with it",
+    "spark.python.worker.killOnIdleTimeout": "on; it kills ranks while they train",
+}
+
 
 class Finding(TypedDict):
     """One line of the answer; `level` is "ok", "warning" or "error"."""
@@ -50,21 +55,9 @@ def examine(config: Config) -> list[Finding]:
 def _examine_spark(config: Config, spark: SparkSession) -> Iterator[Finding]:
     yield _ask("slots", partial(_slots, config, spark))
     yield _ask("executors", partial(_executors, config, spark))
-    conf = spark.conf
-    if conf.get("spark.dynamicAllocation.enabled", "false") == "true":
-        yield {
-            "level": "error",
-            "what": "dynamic allocation",
-            "found": "on; Spark refuses barrier stages with it",
-            "way_out": "set spark.dynamicAllocation.enabled=false",
-        }
-    if conf.get("spark.python.worker.killOnIdleTimeout", "false") == "true":
-        yield {
-            "level": "error",
-            "what": "idle workers",
-            "found": "spark.python.worker.killOnIdleTimeout kills ranks while they train",
-            "way_out": "set spark.python.worker.killOnIdleTimeout=false",
-        }
+    for setting, found in _HARMFUL.items():
+        if spark.conf.get(setting, "false") == "true":
+            yield {"level": "error", "what": setting, "found": found, "way_out": f"set {setting}=false"}
 
 
 def _ask(what: str, question: Callable[[], str]) -> Finding:

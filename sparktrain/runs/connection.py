@@ -96,8 +96,8 @@ def _check_database(uri: str) -> None:
 @contextlib.contextmanager
 def _first_use(uri: str) -> Iterator[None]:
     """Let one process at a time find, or make, the tables of a SQLite file: two at once would clash."""
-    path = unquote(uri.partition("///")[2]).partition("?")[0]
-    if not uri.startswith("sqlite:") or not path or path == ":memory:":
+    path = _sqlite_file(uri)
+    if path is None:
         yield
         return
     with open(f"{path}.lock", "w") as lock:
@@ -105,13 +105,19 @@ def _first_use(uri: str) -> Iterator[None]:
         yield
 
 
+def _sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite database; None for other servers and for one that lives in memory."""
+    path = unquote(uri.partition("///")[2]).partition("?")[0]
+    return Path(path) if uri.startswith("sqlite:") and path and path != ":memory:" else None
+
+
 def _check_sqlite_file(uri: str) -> None:
     """Open the file ourselves: MLflow retries a path that can't work for half a minute."""
-    path = unquote(uri.partition("///")[2]).partition("?")[0]
-    if not uri.startswith("sqlite:") or not path or path == ":memory:":
+    path = _sqlite_file(uri)
+    if path is None:
         return
-    if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"there is no directory {Path(path).parent}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no directory {path.parent}")
     with contextlib.closing(sqlite3.connect(path, timeout=5)) as database:
         database.execute("PRAGMA schema_version").fetchone()
 
