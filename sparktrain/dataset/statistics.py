@@ -1,0 +1,92 @@
+"""statistics.json: how the raw columns of a dataset are distributed, for its card and to notice drift."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, FiniteFloat, ValidationError
+
+from sparktrain.dataset.manifest import Record
+from sparktrain.errors import DatasetInvalid
+
+STATISTICS_FILE = "statistics.json"
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+NUM_TOP_VALUES = 50
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class ColumnStatistics(Record):
+    """A raw column, over the training rows that were kept.
+
+    Attributes:
+        column: its name.
+        input_type: as in `features.json`.
+        rows, nulls, nans, infinities: numbers of training rows; the last three are in none of the following.
+        mean, deviation, smallest, largest: of a column of numbers.
+        quantiles: value by `QUANTILES`, each to within 2**-10 of its size.
+        histogram: (bucket of `features.sketch` with COARSE_BITS, rows), sorted by bucket.
+        values: the most frequent values of a column that some feature takes as categorical, with their rows.
+        distinct: number of different values, where they were counted.
+    """
+
+    column: str
+    input_type: str
+    rows: Count
+    nulls: Count = 0
+    nans: Count = 0
+    infinities: Count = 0
+    mean: FiniteFloat | None = None
+    deviation: FiniteFloat | None = None
+    smallest: FiniteFloat | None = None
+    largest: FiniteFloat | None = None
+    quantiles: tuple[FiniteFloat, ...] = ()
+    histogram: tuple[tuple[int, int], ...] = ()
+    values: tuple[tuple[str, int], ...] = ()
+    distinct: Count | None = None
+
+
+class CodeCounts(Record):
+    """What the features made of the rows of one split, by feature.
+
+    Attributes:
+        rows: of the split.
+        nulls: rows whose value was null (or treated as one), by feature.
+        unknown: rows whose value the vocabulary lacks, by categorical feature.
+    """
+
+    rows: Count
+    nulls: dict[str, Count]
+    unknown: dict[str, Count]
+
+
+class TargetStatistics(Record):
+    """A target in one split: the number of rows by value (binary, multiclass), or mean and deviation."""
+
+    name: str
+    split: str
+    values: dict[str, Count] = {}
+    mean: FiniteFloat | None = None
+    deviation: FiniteFloat | None = None
+
+
+class Statistics(Record):
+    """Everything that was counted while a dataset was prepared."""
+
+    columns: tuple[ColumnStatistics, ...]
+    codes: dict[str, CodeCounts]
+    targets: tuple[TargetStatistics, ...]
+
+    @classmethod
+    def load(cls, directory: Path) -> Statistics:
+        """Read the statistics of a dataset's directory.
+
+        Raises:
+            DatasetInvalid: when they are missing or of another version.
+        """
+        try:
+            return cls.model_validate_json((directory / STATISTICS_FILE).read_bytes())
+        except (OSError, ValidationError) as error:
+            first = str(error).partition("\n")[0]
+            raise DatasetInvalid(str(directory), f"{STATISTICS_FILE} can't be read ({first})") from error
