@@ -25,7 +25,7 @@ class ColumnStatistics(Record):
         input_type: as in `features.json`.
         rows, nulls, nans, infinities: numbers of training rows; the last three are in none of the following.
         mean, deviation, smallest, largest: of a column of numbers.
-        quantiles: value by `QUANTILES`, each to within 2**-10 of its size.
+        quantiles: values at `QUANTILES`, each to within 2**-6 of its size.
         histogram: (bucket of `features.sketch` with COARSE_BITS, rows), sorted by bucket.
         values: the most frequent values of a column that some feature takes as categorical, with their rows.
         distinct: number of different values, where they were counted.
