@@ -21,19 +21,19 @@ from pyspark.sql import functions as F
 
 from sparktrain import __version__
 from sparktrain.config import PrepareConfig
-from sparktrain.dataset import Dataset, open_dataset
+from sparktrain.dataset import ColumnSpec, Dataset, open_dataset
 from sparktrain.dataset.dataset import LATEST_FILE
+from sparktrain.dataset.examples import write_examples
 from sparktrain.dataset.manifest import (
-    EXAMPLES_FILE,
     FEATURES_FILE,
     MANIFEST_FILE,
-    ColumnSpec,
     Manifest,
     Part,
     Split,
 )
 from sparktrain.errors import DataError, NoRowsLeft, SourceChanged, SplitEmpty, TooManyQuarantined
 from sparktrain.features import Feature, FittedFeatures, Target
+from sparktrain.features.fitted import ARROW_TYPES
 from sparktrain.preparation.check import check_columns
 from sparktrain.preparation.clean import RULE_COLUMN, Rule, mark_broken_rules, rule_names
 from sparktrain.preparation.fit import Fit, fit
@@ -89,7 +89,7 @@ def prepare(
             logger.info("shuffling and writing %s rows", f"{sum(found.split_rows.values()):,}")
             kept = marked.where(F.col(RULE_COLUMN).isNull())
             parts = write_parts(kept, found.features, staging, config)
-            commit_json(staging / EXAMPLES_FILE, _examples(kept, found.features))
+            write_examples(staging, _examples(kept, found.features))
             _write_manifest(staging, name, found, parts, config)
             return open_dataset(_publish(staging, home))
     finally:
@@ -136,11 +136,14 @@ def _check_counts(found: Fit, config: PrepareConfig, staging: Path, home: Path) 
         raise SplitEmpty(kept, empty)
 
 
-def _examples(kept: DataFrame, features: FittedFeatures) -> list[dict[str, object]]:
+def _examples(kept: DataFrame, features: FittedFeatures) -> pa.Table:
     """A few raw rows as they came, the same ones every time: what a served model shows people to send."""
     columns = [F.col(f"`{name}`").cast(kind) for name, kind in features.input_types.items()]
     rows = kept.orderBy(ROW_ID_COLUMN, *columns).limit(NUM_EXAMPLES).select(*columns).collect()
-    return [{name: _json_value(value) for name, value in row.asDict().items()} for row in rows]
+    schema = pa.schema([(name, ARROW_TYPES[kind]) for name, kind in features.input_types.items()])
+    return pa.Table.from_pylist(
+        [{name: _json_value(value) for name, value in row.asDict().items()} for row in rows], schema
+    )
 
 
 def _json_value(value: object) -> object:
@@ -161,7 +164,7 @@ def _write_manifest(
     features_json = found.features.to_json().encode()
     columns = _columns(found.features)
     manifest = Manifest(
-        format="sparktrain.dataset/1",
+        format="sparktrain.dataset/2",
         name=name,
         fingerprint=fingerprint(columns, features_json, splits, found.quarantined),
         columns=columns,

@@ -21,6 +21,7 @@ from pyspark.sql import functions as F
 
 from sparktrain.config import PrepareConfig
 from sparktrain.dataset.manifest import Part
+from sparktrain.dataset.read import WRITE_CHECKSUMS
 from sparktrain.features import FittedCategorical, FittedFeatures
 from sparktrain.preparation.apply import feature_columns, target_column
 from sparktrain.preparation.split import ORDER_COLUMN, ROW_ID_COLUMN, SPLIT_COLUMN, add_order
@@ -148,8 +149,8 @@ class _PartWriter:
             schema,
             compression=compression,
             use_dictionary=list(dictionary),
-            write_page_checksum=True,
             store_schema=False,
+            **WRITE_CHECKSUMS,
         )
         self._pending = schema.empty_table()
         self._row_groups: list[int] = []
