@@ -163,13 +163,13 @@ def _column_faults(columns: Sequence[ColumnLayout]) -> Iterator[Finding]:
         "nullable floats",
         "decode at half the speed, and a null has no place in a batch",
         [c.name for c in floats if c.nullable],
-        "fill nulls and declare them required: prepare does; Spark: coalesce(column, lit(0))",
+        "fill nulls and declare them required: prepare does; Spark: coalesce(column, a literal)",
     )
     yield from _fault(
         "nullable columns",
-        "decode at half the speed; integers come out as float64",
+        "decode at half the speed; integers with nulls become float64",
         [c.name for c in columns if c.nullable and c not in floats],
-        "declare them required: prepare does; Spark: coalesce(column, lit(0))",
+        "declare them required: prepare does; Spark: coalesce(column, a literal)",
     )
     yield from _fault(
         "dictionary on floats",
@@ -199,7 +199,7 @@ def _column_faults(columns: Sequence[ColumnLayout]) -> Iterator[Finding]:
             "slow codec",
             "decodes several times slower than lz4",
             [f"{c.name} ({'+'.join(c.codecs)})" for c in columns if {"ZSTD", "GZIP", "BROTLI"} & {*c.codecs}],
-            "prepare.compression=lz4, unless storage or network is the limit",
+            "lz4, which is the default of prepare.compression, unless storage or network is the limit",
         )
 
 
