@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pyspark
 from pyspark.sql import DataFrame
 
@@ -20,12 +19,12 @@ from sparktrain.config import PrepareConfig
 from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.dataset.card import write_card
 from sparktrain.dataset.dataset import LATEST_FILE
+from sparktrain.dataset.examples import write_examples
 from sparktrain.dataset.layout import ColumnSpec
-from sparktrain.dataset.manifest import EXAMPLES_FILE, FEATURES_FILE, MANIFEST_FILE, Manifest, Split
+from sparktrain.dataset.manifest import FEATURES_FILE, MANIFEST_FILE, Manifest, Split
 from sparktrain.dataset.statistics import STATISTICS_FILE, Statistics
 from sparktrain.errors import DataError, FeaturesInvalid, NoRowsLeft, SplitEmpty, TooManyQuarantined
-from sparktrain.features import Feature, FittedFeatures, Target
-from sparktrain.features.fitted import InputType, read_as
+from sparktrain.features import Feature, FittedFeatures, Target, read_as
 from sparktrain.preparation.check import check_columns
 from sparktrain.preparation.clean import Rule, mark_broken_rules, rule_names
 from sparktrain.preparation.describe import statistics_of
@@ -170,7 +169,7 @@ def _write_examples(
     with pa.ipc.open_file(found.spools[0].path) as file:
         rows = file.get_batch(0).slice(0, NUM_EXAMPLES)
     columns = {name: read_as(rows.column(numbers[name]), kind) for name, kind in features.input_types.items()}
-    pq.write_table(pa.table(columns), staging / EXAMPLES_FILE)
+    write_examples(staging, pa.table(columns))
 
 
 def _write_manifest(

@@ -13,6 +13,7 @@ from sparktrain.features import (
     Feature,
     FittedBoolean,
     FittedCategorical,
+    FittedFeature,
     FittedFeatures,
     FittedImage,
     FittedNumeric,
@@ -23,6 +24,7 @@ from sparktrain.features import (
     FittedVector,
     FittedWeight,
     Image,
+    InputType,
     Numeric,
     Passthrough,
     Target,
@@ -30,7 +32,7 @@ from sparktrain.features import (
     Tokens,
     Vector,
 )
-from sparktrain.features.fitted import FittedFeature, InputType
+from sparktrain.features.fitted_columns.numeric import Replacement
 from sparktrain.features.sketch import CARD_BITS, FINE_BITS
 from sparktrain.preparation.counting import Numbers
 from sparktrain.preparation.survey import Survey, View, Wanted
@@ -179,7 +181,7 @@ def _fit(feature: Feature, found: Survey, input_type: InputType) -> FittedFeatur
         return _fit_numeric(feature, found.numbers[feature.source, view_of(feature)], named)
     if isinstance(feature, Categorical):
         if feature.encoding == "hash":
-            return FittedCategorical(**named, vocabulary=(), num_buckets=feature.num_buckets)
+            return FittedCategorical(**named, num_buckets=feature.num_buckets)
         counts = found.values[feature.source].counts
         frequent = [value for value, count in counts if count >= feature.min_count]
         return FittedCategorical(**named, vocabulary=tuple(frequent[: feature.max_size]))
@@ -217,19 +219,15 @@ def _fit_numeric(feature: Numeric, numbers: Numbers, named: Mapping[str, str]) -
     fills = {"mean": mean, "median": numbers.quantile(0.5, bits) if feature.fill == "median" else None}
     fill = fills.get(feature.fill) if isinstance(feature.fill, str) else feature.fill  # None: refused
     low, high = bounds_of(feature)
-    above, below = {
-        "null": (fill, fill),
-        "fail": (None, None),
-        "clip": (
-            high if high is not None else numbers.train_largest,
-            low if low is not None else numbers.train_smallest,
-        ),
-    }[feature.infinity]
-    nan = {"null": fill, "fail": None}[feature.nan] if isinstance(feature.nan, str) else feature.nan
+    above: Replacement = "null" if feature.infinity == "null" else None
+    below = above
+    if feature.infinity == "clip":
+        above = high if high is not None else numbers.train_largest or 0.0
+        below = low if low is not None else numbers.train_smallest or 0.0
     return FittedNumeric(
         **named,
         fill=fill,
-        nan=nan,
+        nan=None if feature.nan == "fail" else feature.nan,
         positive_infinity=above,
         negative_infinity=below,
         low=low,

@@ -25,7 +25,7 @@ from pyspark import TaskContext
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from sparktrain.features.fitted import InputType, read_as
+from sparktrain.features import InputType, read_as
 from sparktrain.preparation.clean import RULE_COLUMN
 from sparktrain.preparation.counting import NumberCounter, Numbers, ValueCounter, merged_numbers
 from sparktrain.preparation.split import ROW_ID_COLUMN, SPLIT_COLUMN, SPLITS

@@ -27,8 +27,8 @@ from pyspark.sql import SparkSession
 from sparktrain.config import PrepareConfig
 from sparktrain.dataset.layout import ColumnSpec, Layout, pack, stored_schema
 from sparktrain.dataset.manifest import Part
-from sparktrain.features import FittedCategorical, FittedFeatures
-from sparktrain.features.fitted import UNKNOWN_CODE
+from sparktrain.dataset.read import WRITE_CHECKSUMS
+from sparktrain.features import UNKNOWN_CODE, FittedCategorical, FittedFeatures
 from sparktrain.preparation.split import ROW_ID_COLUMN, SPLITS
 from sparktrain.preparation.survey import Spool
 
@@ -76,9 +76,9 @@ def column_specs(features: FittedFeatures) -> tuple[ColumnSpec, ...]:
     for output in features.outputs:
         role = "passthrough" if output.name in passed_on else "feature"
         specs.append(_spec(output.name, output.dtype, output.shape, role))
-    specs += [_spec(target.name, target.dtype, (), "target") for target in features.targets]
+    specs += [_spec(target.name, target.output.dtype, (), "target") for target in features.targets]
     if features.weight is not None:
-        specs.append(_spec(features.weight.name, "float32", (), "weight"))
+        specs.append(_spec(features.weight.name, features.weight.output.dtype, (), "weight"))
     return tuple(specs)
 
 
@@ -229,9 +229,6 @@ class _PartWriter:
         columns: dict[str, NDArray[Any]] = {ROW_ID_COLUMN: rows[ROW_ID_COLUMN].to_numpy()}
         columns |= features.transform(rows)
         columns |= features.transform_targets(rows)
-        if features.weight is not None:
-            column = rows[features.weight.column].combine_chunks()
-            columns[features.weight.name] = features.weight.transform(column)
         self._count(rows, columns)
         for start in range(0, len(rows), self._row_group_rows):
             stop = min(start + self._row_group_rows, len(rows))
@@ -287,8 +284,8 @@ def _encodings(
     options: dict[str, Any] = {
         "compression": config.compression,
         "use_dictionary": dictionary,
-        "write_page_checksum": True,
         "store_schema": False,
+        **WRITE_CHECKSUMS,
     }
     if config.compression == "zstd" and layout == "columns":
         floats = [s.name for s in specs if s.dtype in ("float32", "float64") and not s.shape]

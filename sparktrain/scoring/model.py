@@ -73,6 +73,7 @@ class ServedModel:
                 "give a model that sparktrain registered; others have mlflow.pyfunc.spark_udf",
             ) from error
         with pipeline_module(spec["pipeline"], code) as pipeline:
+            features.import_tokenizers()  # of the pipeline's own code, which leaves sys.modules again
             task = pipeline.Task(**spec["arguments"])
             module = task.build_model(features)
         try:
