@@ -62,7 +62,9 @@ def wanted_columns(
             _want(wanted, types, feature.source)
     for target in targets:
         classes = target.kind == "multiclass"
-        _want(wanted, types, target.source, max_values=MAX_CLASSES + 1 if classes else None, all_splits=classes)
+        _want(
+            wanted, types, target.source, max_values=MAX_CLASSES + 1 if classes else None, all_splits=classes
+        )
     if weight is not None:
         _want(wanted, types, weight, view=_PLAIN)
     return list(wanted.values())
@@ -101,7 +103,9 @@ def _want(
     if before.max_values is not None:
         min_count = min(min_count, before.min_count) if max_values is not None else before.min_count
         max_values = max(max_values or 0, before.max_values)
-    wanted[column] = Wanted(column, types[column], views, max_values, min_count, before.all_splits or all_splits)
+    wanted[column] = Wanted(
+        column, types[column], views, max_values, min_count, before.all_splits or all_splits
+    )
 
 
 def view_of(feature: Numeric) -> View:
@@ -192,11 +196,11 @@ def _fit(feature: Feature, found: Survey, input_type: InputType) -> FittedFeatur
         options = {"parts": feature.parts, "cyclic": feature.cyclic, "null_flag": feature.null_flag}
         return FittedTimestamp(**named, time_zone=feature.time_zone, **options)
     if isinstance(feature, Vector):
-        fill = None if feature.fill == "fail" else feature.fill
-        return FittedVector(**named, shape=feature.shape, dtype=feature.dtype, fill=fill)
+        zeros = None if feature.fill == "fail" else feature.fill
+        return FittedVector(**named, shape=feature.shape, dtype=feature.dtype, fill=zeros)
     if isinstance(feature, Image):
-        fill = None if feature.fill == "fail" else feature.fill
-        return FittedImage(**named, shape=feature.shape, dtype=feature.dtype, fill=fill)
+        zeros = None if feature.fill == "fail" else feature.fill
+        return FittedImage(**named, shape=feature.shape, dtype=feature.dtype, fill=zeros)
     if isinstance(feature, Tokens):
         sizes = {"block_size": feature.block_size, "pad_id": feature.pad_id}
         return FittedTokens(**named, tokenizer=feature.tokenizer, **sizes)
@@ -244,7 +248,9 @@ def _fit_target(target: Target, found: Survey, input_type: InputType) -> FittedT
     if target.kind == "multiclass":
         values = [value for value, _ in found.values[target.source].counts]
         # by value, so that a class keeps its number when the counts change
-        classes = tuple(sorted(values, key=lambda text: (int(text), "") if input_type == "long" else (0, text)))
+        classes = tuple(
+            sorted(values, key=lambda text: (int(text), "") if input_type == "long" else (0, text))
+        )
     named = {"name": target.name, "column": target.source, "input_type": input_type}
     return FittedTarget(**named, kind=target.kind, classes=classes)
 

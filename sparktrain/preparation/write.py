@@ -220,7 +220,9 @@ class _PartWriter:
     @property
     def chunk_rows(self) -> int:
         """Rows that are worth a call and fit into memory: whole row groups."""
-        row_bytes = sum(np.dtype(s.dtype).itemsize * int(np.prod(s.shape)) for s in self._specs if s.dtype != "string")
+        row_bytes = sum(
+            np.dtype(s.dtype).itemsize * int(np.prod(s.shape)) for s in self._specs if s.dtype != "string"
+        )
         wanted = max(min(_MIN_CHUNK_ROWS, _MAX_CHUNK_BYTES // max(row_bytes, 1)), 1)
         return -(-wanted // self._row_group_rows) * self._row_group_rows
 
@@ -270,7 +272,12 @@ class _PartWriter:
             "digest": self._digest.hexdigest(),
         }
         found = self._found
-        counted = {"unknown": found.unknown, "nulls": found.nulls, "classes": found.classes, "sums": found.sums}
+        counted = {
+            "unknown": found.unknown,
+            "nulls": found.nulls,
+            "classes": found.classes,
+            "sums": found.sums,
+        }
         return {"split": self._split, "part": self._number, "content": json.dumps({"part": part, **counted})}
 
 
@@ -279,7 +286,9 @@ def _encodings(
 ) -> dict[str, Any]:
     """Writer options: dictionaries only where they are small, and bytes apart where a strong codec follows."""
     layout: Layout = config.layout
-    small = {o.name for o in features.categorical if o.num_codes is not None and o.num_codes <= _LARGEST_DICTIONARY}
+    small = {
+        o.name for o in features.categorical if o.num_codes is not None and o.num_codes <= _LARGEST_DICTIONARY
+    }
     dictionary = [s.name for s in specs if s.dtype == "string" or (layout == "columns" and s.name in small)]
     options: dict[str, Any] = {
         "compression": config.compression,
