@@ -106,6 +106,43 @@ class FeaturesInvalid(DataError):
         )
 
 
+class ValuesRefused(DataError):
+    """Values that a feature was declared not to take, or can't take.
+
+    `columns` says what and how many, by raw column, such as "12 nulls".
+    """
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self.columns = dict(columns)
+        lines = [f"column `{name}`: {what}" for name, what in self.columns.items()]
+        super().__init__(
+            f"These values are refused:\n{bullet_list(lines)}\n"
+            "Let the feature take them where it can (fill=, nan=, infinity=), quarantine these rows by a "
+            "rule, or fix the source."
+        )
+
+
+class NotOneTarget(DataError):
+    """Code for one target met features with several, or with none."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(
+            f"There are {len(names)} targets ({', '.join(names) or 'none'}), `features.target` is for just "
+            "one. Use `features.targets`, or prepare the dataset with one target."
+        )
+
+
+class TokenizerUnusable(DataError):
+    """A declared tokenizer that can't be imported or gives no token ids."""
+
+    def __init__(self, feature: str, tokenizer: str, reason: str) -> None:
+        super().__init__(
+            f"The tokenizer {tokenizer} of feature `{feature}` can't be used: {reason}. It must be "
+            '"module:function", importable wherever features are applied, and turn a text into a sequence of '
+            "integers."
+        )
+
+
 class RulesInvalid(DataError):
     """Cleaning rules that are no conditions over the source's columns."""
 
