@@ -70,10 +70,9 @@ def write_tiny_dataset(
         seed: of the rows' values.
     """
     features = _tiny_features(num_numeric, num_categorical)
-    names = [feature.name for feature in features.features]
     columns = [
         ColumnSpec(name="row_id", dtype="int64", role="row_id"),
-        *(ColumnSpec(name=n, dtype="int32" if "category" in n else "float32", role="feature") for n in names),
+        *(ColumnSpec(name=o.name, dtype=o.dtype, role="feature") for o in features.outputs),
         ColumnSpec(name=features.target.name, dtype="float32", role="target"),
     ]
     if vector_shape:

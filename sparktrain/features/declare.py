@@ -134,6 +134,7 @@ class Timestamp(_OfColumn):
             o'clock lies beside 0 o'clock; else the number itself, `<name>_<part>`. A month has 31 days there
             and a year 366.
         time_zone: of the calendar, such as "Europe/Berlin". A timestamp without zone is taken as being there.
+            After 2037 Arrow knows no summer time.
         null_flag: adds the output `<name>_is_null`, 1.0 for a null.
     """
 
@@ -147,8 +148,10 @@ class Timestamp(_OfColumn):
     @classmethod
     def _is_known(cls, name: str) -> str:
         try:
-            name == "UTC" or ZoneInfo(name)
-        except (ValueError, OSError) as error:
+            ZoneInfo(name)
+        except (KeyError, ValueError, OSError) as error:
+            if name == "UTC":  # which needs no database
+                return name
             raise ValueError(
                 f"there is no time zone {name!r}: give a name of the tz database such as 'Europe/Berlin'"
             ) from error

@@ -73,21 +73,25 @@ class FittedTarget(Declared):
             values: NDArray[np.float32] = given.astype(np.float32)
         values += np.float32(0)  # minus zero becomes zero
         if self.kind == "binary":
-            self._refuse((given != 0) & (given != 1), "other than 0 and 1")
+            self._refuse((given != 0) & (given != 1), "value other than 0 and 1", "values other than 0 and 1")
         else:
-            self._refuse(~np.isfinite(values), "that is no finite float32")
+            self._refuse(
+                ~np.isfinite(values), "value that is no finite float32", "values that are no finite float32"
+            )
         return values
 
     def _numbers(self, column: pa.Array) -> NDArray[np.int64]:
         numbers = self._known.positions(column)
         if numbers.size and numbers.min() < 0:
             refuse_nulls(self.column, column)
-            self._refuse((numbers < 0) & (numbers != NULL), "of a class that training rows had not")
+            self._refuse(
+                (numbers < 0) & (numbers != NULL), "value of no known class", "values of no known class"
+            )
         return numbers.astype(np.int64)
 
-    def _refuse(self, wrong: NDArray[np.bool_], what: str) -> None:
+    def _refuse(self, wrong: NDArray[np.bool_], one: str, several: str) -> None:
         if number := int(np.count_nonzero(wrong)):
-            raise ValuesRefused({self.column: f"{counted(number, 'value')} {what}"})
+            raise ValuesRefused({self.column: counted(number, one, several)})
 
     @cached_property
     def _known(self) -> Vocabulary:
@@ -119,6 +123,6 @@ class FittedWeight(Declared):
             weights: NDArray[np.float32] = (column.to_numpy() / self.scale).astype(np.float32)
         weights += np.float32(0)
         if wrong := int(np.count_nonzero(~((weights >= 0) & np.isfinite(weights)))):
-            what = counted(wrong, "weight")
-            raise ValuesRefused({self.column: f"{what} that is no finite number from 0 on"})
+            what = counted(wrong, "value that is no weight", "values that are no weights")
+            raise ValuesRefused({self.column: f"{what} (a finite number from 0 on)"})
         return weights
