@@ -9,6 +9,7 @@ from pydantic import Field, FiniteFloat, ValidationError
 
 from sparktrain.dataset.manifest import Record
 from sparktrain.errors import DatasetInvalid
+from sparktrain.features.sketch import COARSE_BITS
 
 STATISTICS_FILE = "statistics.json"
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -26,7 +27,9 @@ class ColumnStatistics(Record):
         rows, nulls, nans, infinities: numbers of training rows; the last three are in none of the following.
         mean, deviation, smallest, largest: of a column of numbers.
         quantiles: value by `QUANTILES`, each to within 2**-10 of its size.
-        histogram: (bucket of `features.sketch` with COARSE_BITS, rows), sorted by bucket.
+        histogram: (bucket of `features.sketch`, rows), sorted by bucket.
+        histogram_bits: how fine its buckets are. A column whose values lie close together, such as air
+            pressure, needs more of them than COARSE_BITS to show its shape at all.
         values: the most frequent values of a column that some feature takes as categorical, with their rows.
         distinct: number of different values, where they were counted.
     """
@@ -43,6 +46,7 @@ class ColumnStatistics(Record):
     largest: FiniteFloat | None = None
     quantiles: tuple[FiniteFloat, ...] = ()
     histogram: tuple[tuple[int, int], ...] = ()
+    histogram_bits: Annotated[int, Field(ge=0, le=52)] = COARSE_BITS
     values: tuple[tuple[str, int], ...] = ()
     distinct: Count | None = None
 
@@ -66,7 +70,7 @@ class TargetStatistics(Record):
 
     name: str
     split: str
-    values: dict[str, Count] = {}
+    values: dict[str, Count] = Field(default_factory=dict)
     mean: FiniteFloat | None = None
     deviation: FiniteFloat | None = None
 

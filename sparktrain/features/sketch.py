@@ -60,6 +60,17 @@ def coarser(counts: Mapping[int, int], bits: int, wanted: int) -> Sketch:
     return merged
 
 
+def at_most(counts: Mapping[int, int], bits: int, num_buckets: int) -> tuple[Sketch, int]:
+    """The finest sketch of the same counts that has no more than `num_buckets`, and its bits.
+
+    Parts of the rows may be cut down before they are added up, at the lowest bits that any of them has: the
+    sum, cut down once more, is the sketch of all the rows cut down, because a part never has more buckets.
+    """
+    while len(counts) > num_buckets and bits > 0:
+        counts, bits = coarser(counts, bits, bits - 1), bits - 1
+    return dict(counts), bits
+
+
 def quantile(counts: Mapping[int, int], q: float, bits: int, smallest: float, largest: float) -> float:
     """The value below which a fraction `q` of the rows lies, to within its bucket's width.
 

@@ -1,0 +1,103 @@
+"""What the data card's page is made of: tables, numbers as people read them, and the style sheet.
+
+Whatever goes into a table is escaped, unless it is an `Html`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+
+class Html(str):
+    """Text that is markup already."""
+
+
+def number(value: float | None) -> str:
+    """Four digits for fractions, all of them for whole numbers; nothing for None."""
+    if value is None:
+        return ""
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.1f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def percent(share: float | None) -> str:
+    """Never 0 for something and never 100 % for less than everything."""
+    if share is None:
+        return ""
+    if 0 < share < 1e-4:
+        return "<0.01%"
+    if 0.9999 < share < 1:
+        return ">99.99%"
+    return f"{share:.2%}" if 0 < share < 1 else f"{share:.0%}"
+
+
+def size(num_bytes: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.3g} TB"
+
+
+def meter(share: float) -> Html:
+    """A share as a bar beside its number."""
+    return Html(f'<i class="meter"><i style="width:{min(share, 1):.1%}"></i></i>')
+
+
+def details(summary: str, content: str) -> Html:
+    """Something that opens on a click, without a script; `content` is markup."""
+    return Html(f"<details><summary>{escape(summary)}</summary>{content}</details>")
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]], kind: str = "") -> Html:
+    """A table; numbers stand to the right, all else to the left."""
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    content = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return Html(f'<div class="scroll"><table class="{kind}">{content}</table></div>')
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Html):
+        return f"<td>{value}</td>"
+    if value is None or isinstance(value, int | float):
+        return f'<td class="n">{number(value)}</td>'
+    text = str(value)
+    kind = ' class="n"' if text[-1:] == "%" and text[0] in "<>0123456789" else ""
+    return f"<td{kind}>{escape(text)}</td>"
+
+
+STYLE = """
+:root{color-scheme:light dark;--page:#fbfbfa;--card:#fff;--text:#1d2126;--soft:#6a7280;--line:#e4e6e9;
+--bar:#3a7ca5;--track:#e9edf0;--warn:#9a6700;--bad:#b42318}
+@media(prefers-color-scheme:dark){:root{--page:#14171a;--card:#1b1f24;--text:#e4e7ea;--soft:#98a1ad;
+--line:#2d333b;--bar:#69b0dc;--track:#2a3037;--warn:#e3b341;--bad:#ff7b72}}
+*{box-sizing:border-box}
+body{margin:0 auto;padding:28px 20px 60px;max-width:1240px;background:var(--page);color:var(--text);
+font:14px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+h1{margin:0;font-size:26px;overflow-wrap:anywhere}h2{margin:34px 0 10px;font-size:17px}
+h3{margin:16px 0 6px;font-size:14px;overflow-wrap:anywhere}p{margin:4px 0}
+code{font:12px ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}
+nav{margin-top:10px}nav a{margin-right:14px;color:var(--bar);text-decoration:none}
+nav a:hover{text-decoration:underline}.soft,small{color:var(--soft);font-size:12px}
+.tiles{display:flex;flex-wrap:wrap;gap:10px;margin-bottom:14px}
+.tiles div{flex:1 1 120px;padding:12px 14px;background:var(--card);border:1px solid var(--line);
+border-radius:8px}
+.tiles b{display:block;font-size:21px;font-weight:600}.tiles span{color:var(--soft)}
+.scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:8px}
+.scroll .scroll{border:0;background:none}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:6px 12px;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
+tbody tr:last-child>td{border-bottom:0}
+th{color:var(--soft);font-size:12px;font-weight:500;white-space:nowrap}.n{text-align:right;white-space:nowrap}
+.names td:first-child{font-weight:600;max-width:280px;overflow-wrap:anywhere}
+.names td small{font-weight:400;display:block}
+td details table{width:auto}td details td,td details th{padding:1px 10px 1px 0;border:0}
+summary{cursor:pointer;color:var(--bar)}
+svg{display:block}svg path{fill:var(--bar)}
+.meter{display:block;width:110px;height:8px;margin-top:6px;border-radius:4px;background:var(--track)}
+.meter i{display:block;height:100%;min-width:1px;border-radius:4px;background:var(--bar)}
+.moderate{color:var(--warn);font-weight:600}.large{color:var(--bad);font-weight:600}
+"""
