@@ -1,4 +1,7 @@
-"""The terminal face: `sparktrain prepare|train|score|run|doctor CONFIG [section.key=value …] [--json]`."""
+"""The terminal face: `sparktrain prepare|train|score|run|doctor CONFIG [section.key=value …] [--json]`.
+
+`sparktrain check DATASET` stands beside them: it takes a dataset, and no configuration.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from sparktrain.config import Config, load_config
-from sparktrain.errors import EXIT_INFRASTRUCTURE, SparktrainError
+from sparktrain.config import Config, TrainConfig, load_config
+from sparktrain.errors import EXIT_DATA, EXIT_INFRASTRUCTURE, SparktrainError
 from sparktrain.storage import writable_directory
 from sparktrain.terminal import log_to
 
@@ -141,6 +144,50 @@ def doctor(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
             print_json({"status": "failed" if failed else "finished", "findings": findings})
         if failed:
             raise typer.Exit(EXIT_INFRASTRUCTURE)
+
+
+_DEFAULTS = TrainConfig()
+_USUAL_RANKS = (1, 2, 4, 8)
+
+
+@app.command()
+def check(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="a dataset's directory, or plain Parquet")
+    ],
+    global_batch_size: Annotated[
+        int, typer.Option(min=1, help="rows of a step over all ranks")
+    ] = _DEFAULTS.global_batch_size,
+    num_lanes: Annotated[
+        int, typer.Option(min=1, help="places of the epoch's order that each batch mixes")
+    ] = _DEFAULTS.num_lanes,
+    ranks: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="size of a gang to tell about; may be repeated (default: 1, 2, 4, 8)"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell from footers alone how a dataset will train: steps, mixing, memory, faults of its layout.
+
+    DATASET is what prepare wrote, or the folder above it for the newest one; or any folder of Parquet files,
+    for its steps and its layout only. No row is read. Each finding names its way out; a warning costs speed,
+    memory or mixing. Exit code 3 when it can't be trained on; then every damaged file is named.
+
+    Example: sparktrain check out/datasets/flight_delays --global-batch-size 4096 --ranks 2 --ranks 6
+    """
+    console = Console(stderr=as_json)
+    with outcome_as_exit_code(as_json):
+        from sparktrain.dataset.check import check_dataset
+        from sparktrain.terminal import check_tables
+
+        usual = [size for size in _USUAL_RANKS if size <= global_batch_size]
+        report = check_dataset(dataset, global_batch_size, num_lanes, ranks or usual)
+        for table in check_tables(report):
+            console.print(table)
+        if as_json:
+            print_json({"status": "failed" if report.errors else "finished", **report.to_dict()})
+        if report.errors:
+            raise typer.Exit(EXIT_DATA)
 
 
 def _prepare_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from sparktrain.dataset import findings as dataset_findings
+    from sparktrain.dataset.check import Report
     from sparktrain.dataset.manifest import Manifest
     from sparktrain.doctor import Finding
 
@@ -130,9 +133,60 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     table = Table(title="doctor", title_justify="left", title_style="bold")
     for column in ("", "what", "found", "way out"):
         table.add_column(column, overflow="fold")
-    colours = {"ok": "green", "warning": "yellow", "error": "red"}
     for f in findings:
-        table.add_row(f"[{colours[f['level']]}]{f['level']}[/]", f["what"], f["found"], f["way_out"])
+        table.add_row(_coloured(f["level"]), f["what"], f["found"], f["way_out"])
+    return table
+
+
+def check_tables(report: Report) -> list[Table]:
+    """Figures, then findings; of a dataset that can't be trained on nothing but its errors."""
+    if report.errors:
+        return [_check_findings(f"{report.path} can't be trained on", report.errors)]
+    findings = _check_findings("findings", report.findings)
+    return [_splits_table(report), *([_ranks_table(report)] if report.ranks else []), findings]
+
+
+def _splits_table(report: Report) -> Table:
+    of = report.fingerprint or "Parquet without a manifest"
+    names = ("split", "parts", "row groups", "rows", "steps per epoch", "rows dropped")
+    table = _figures(f"{report.path}\n{of}", *names)
+    for s in report.splits:
+        numbers = (s.num_parts, s.num_row_groups, s.num_rows, s.steps_per_epoch, s.num_rows_dropped)
+        table.add_row(s.name, *(f"{number:,}" for number in numbers))
+    return table
+
+
+def _ranks_table(report: Report) -> Table:
+    from sparktrain.dataset.findings import bytes_text  # it loads pyarrow
+
+    title = f"any number of ranks makes the same steps of {report.global_batch_size:,} rows"
+    table = _figures(title, "ranks", "rows per rank", "lanes per rank", "memory per rank")
+    for r in report.ranks:
+        rows = " or ".join(f"{n:,}" for n in sorted({r.min_rows_per_step, r.max_rows_per_step}))
+        table.add_row(f"{r.num_ranks:,}", rows, f"{r.num_lanes:,}", bytes_text(r.memory_bytes))
+    return table
+
+
+def _check_findings(title: str, findings: Sequence[dataset_findings.Finding]) -> Table:
+    """The way out below what was found: side by side they would be two narrow strips."""
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
+    for column in ("", "what", "found → way out"):
+        table.add_column(column, overflow="fold")
+    for f in findings:
+        way_out = f"\n[cyan]→ {escape(f.way_out)}[/]" if f.way_out else ""
+        table.add_row(_coloured(f.level), escape(f.what), escape(f.found) + way_out)
+    return table
+
+
+def _coloured(level: str) -> str:
+    colour = {"ok": "green", "warning": "yellow", "error": "red"}[level]
+    return f"[{colour}]{level}[/]"
+
+
+def _figures(title: str, *names: str) -> Table:
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
+    for number, name in enumerate(names):
+        table.add_column(name, justify="right" if number else "left")
     return table
 
 

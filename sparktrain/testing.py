@@ -16,9 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sparktrain.dataset import ColumnSpec, Dataset, Manifest, Part, Split
+from sparktrain.dataset.examples import write_examples
+from sparktrain.dataset.layout import Dtype, Layout, pack
+from sparktrain.dataset.read import WRITE_CHECKSUMS
 from sparktrain.features import FittedCategorical, FittedFeatures, FittedNumeric, Target
 from sparktrain.gang.local import run_ranks
-from sparktrain.storage import commit_bytes, commit_json
+from sparktrain.storage import commit_bytes
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -38,12 +41,17 @@ def write_tiny_dataset(
     rows_per_row_group: int = 64,
     num_numeric: int = 2,
     num_categorical: int = 1,
+    vector_shape: tuple[int, ...] = (),
+    vector_dtype: Dtype = "float32",
+    text: bool = False,
+    layout: Layout = "columns",
     seed: int = 0,
 ) -> Dataset:
     """Write a dataset of made-up rows without Spark, in milliseconds; a model can learn its target.
 
     Columns: `row_id` (0, 1, 2, … over train, validation and test), `numeric_<i>`, `category_<i>` (four known
-    values) and `label` (0 or 1).
+    values), `label` (0 or 1); `vector` and `text` where asked for, which `features.json` does not know.
+    The values of a row do not depend on the layout.
 
     Args:
         path: the dataset's directory, which is created.
@@ -55,6 +63,10 @@ def write_tiny_dataset(
         rows_per_row_group: at most.
         num_numeric: float32 features.
         num_categorical: int32 features.
+        vector_shape: of the feature `vector`; () leaves it out.
+        vector_dtype: of its numbers.
+        text: whether there is a passthrough column of text, "row <row_id>".
+        layout: how the columns lie in the parts.
         seed: of the rows' values.
     """
     features = _tiny_features(num_numeric, num_categorical)
@@ -64,22 +76,27 @@ def write_tiny_dataset(
         *(ColumnSpec(name=n, dtype="int32" if "category" in n else "float32", role="feature") for n in names),
         ColumnSpec(name=features.target.name, dtype="float32", role="target"),
     ]
+    if vector_shape:
+        columns.append(ColumnSpec(name="vector", dtype=vector_dtype, shape=vector_shape, role="feature"))
+    if text:
+        columns.append(ColumnSpec(name="text", dtype="string", role="passthrough"))
     path.mkdir(parents=True)
     splits: dict[str, Split] = {}
     first_row = 0
     for name, wanted in (("train", rows), ("validation", validation_rows), ("test", test_rows)):
-        layout = _layout(wanted, num_parts, rows_per_row_group) if isinstance(wanted, int) else wanted
-        total = sum(map(sum, layout))
-        table = _tiny_rows(columns, first_row, total, np.random.default_rng([seed, first_row]))
-        splits[name] = Split(rows=total, parts=_write_parts(path, name, table, layout))
+        sizes = _row_groups(wanted, num_parts, rows_per_row_group) if isinstance(wanted, int) else wanted
+        total = sum(map(sum, sizes))
+        values = _tiny_rows(columns, first_row, total, np.random.default_rng([seed, first_row]))
+        splits[name] = Split(rows=total, parts=_write_parts(path, name, pack(values, columns, layout), sizes))
         first_row += total
     features_json = features.to_json().encode()
     commit_bytes(path / "features.json", features_json)
-    commit_json(path / "examples.json", _tiny_examples(features))
+    write_examples(path, pa.Table.from_pylist(_tiny_examples(features)))
     manifest = Manifest(
         name="tiny",
         fingerprint=_fingerprint(splits),
         columns=tuple(columns),
+        layout=layout,
         splits=splits,
         rows_in=first_row,
         rows_kept=first_row,
@@ -112,7 +129,7 @@ def _tiny_examples(features: FittedFeatures) -> list[dict[str, object]]:
     ]
 
 
-def _layout(rows: int, num_parts: int, rows_per_row_group: int) -> list[list[int]]:
+def _row_groups(rows: int, num_parts: int, rows_per_row_group: int) -> list[list[int]]:
     borders = [part * rows // num_parts for part in range(num_parts + 1)]
     return [
         [min(rows_per_row_group, stop - first) for first in range(start, stop, rows_per_row_group)]
@@ -122,11 +139,11 @@ def _layout(rows: int, num_parts: int, rows_per_row_group: int) -> list[list[int
 
 def _tiny_rows(
     columns: Sequence[ColumnSpec], first_row: int, rows: int, random: np.random.Generator
-) -> pa.Table:
+) -> dict[str, np.ndarray]:
     values: dict[str, np.ndarray] = {"row_id": np.arange(first_row, first_row + rows, dtype=np.int64)}
     score = np.zeros(rows)
     for column in columns:
-        if column.role != "feature":
+        if column.role != "feature" or column.name == "vector":
             continue
         if column.dtype == "int32":
             values[column.name] = random.integers(2, 2 + len(_TINY_VOCABULARY), rows, dtype=np.int32)
@@ -136,19 +153,26 @@ def _tiny_rows(
             score += values[column.name]
     noise = random.logistic(0.0, 0.3, rows)
     values["label"] = (score + noise > 0).astype(np.float32)
-    schema = pa.schema([column.field for column in columns])
-    return pa.table([values[name] for name in schema.names], schema=schema)
+    for column in columns:
+        if column.name == "vector":
+            shape = (rows, *column.shape)
+            values["vector"] = random.integers(0, 256, shape).astype(column.dtype)
+        elif column.name == "text":
+            values["text"] = np.array([f"row {number}" for number in values["row_id"]], object)
+    return values
 
 
-def _write_parts(
-    path: Path, split: str, table: pa.Table, layout: Sequence[Sequence[int]]
-) -> tuple[Part, ...]:
+def _write_parts(path: Path, split: str, table: pa.Table, sizes: Sequence[Sequence[int]]) -> tuple[Part, ...]:
     (path / split).mkdir()
+    # A dictionary of rows that are all different only costs.
+    dictionary = [f.name for f in table.schema if not pa.types.is_fixed_size_binary(f.type)]
     parts = []
     first_row = 0
-    for number, row_groups in enumerate(layout):
+    for number, row_groups in enumerate(sizes):
         file = path / split / f"part-{number:05d}-tiny.parquet"
-        with pq.ParquetWriter(file, table.schema, compression="lz4", write_page_checksum=True) as writer:
+        with pq.ParquetWriter(
+            file, table.schema, compression="lz4", use_dictionary=dictionary, **WRITE_CHECKSUMS
+        ) as writer:
             for rows in row_groups:
                 writer.write_table(table.slice(first_row, rows), row_group_size=max(rows, 1))
                 first_row += rows

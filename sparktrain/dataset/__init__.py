@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sparktrain.dataset.dataset import Dataset, open_dataset
-from sparktrain.dataset.manifest import ColumnSpec, Manifest, Part, Split
+from sparktrain.dataset.layout import ColumnSpec
+from sparktrain.dataset.manifest import Manifest, Part, Split
 
 if TYPE_CHECKING:
     from sparktrain.dataset.stream import Batch, Stream

@@ -13,23 +13,25 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from pydantic import ValidationError
 
+from sparktrain.dataset.examples import read_examples
+from sparktrain.dataset.layout import stored_columns, unpack
 from sparktrain.dataset.manifest import (
-    EXAMPLES_FILE,
     FEATURES_FILE,
     MANIFEST_FILE,
-    ColumnSpec,
     Manifest,
     Part,
     Split,
 )
 from sparktrain.dataset.plan import Plan, Tail, count_steps
 from sparktrain.dataset.read import FileUnusable, RowGroupReader, SchemaDifference, open_part
-from sparktrain.errors import DatasetInvalid, NameUnknown, TooFewRows
+from sparktrain.dataset.spark_frame import spark_frame
+from sparktrain.errors import ConfigError, DatasetInvalid, NameUnknown, TooFewRows
 from sparktrain.features import FittedFeatures
-from sparktrain.features.fitted import ARROW_TYPES
 from sparktrain.world import World
 
 if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
     from sparktrain.dataset.stream import Stream
 
 LATEST_FILE = "latest.json"
@@ -90,14 +92,9 @@ class Dataset:
         """A few raw rows as they came to preparation: the columns and types that the features are made of.
 
         Raises:
-            DatasetInvalid: when examples.json is missing or does not fit the features.
+            DatasetInvalid: when examples.parquet is missing, can't be read, or lacks columns.
         """
-        types = self.features.input_types
-        schema = pa.schema([(name, ARROW_TYPES[input_type]) for name, input_type in types.items()])
-        try:
-            return pa.Table.from_pylist(json.loads((self.path / EXAMPLES_FILE).read_bytes()), schema)
-        except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
-            raise DatasetInvalid(str(self.path), f"{EXAMPLES_FILE} can't be read ({error})") from error
+        return read_examples(self.path, list(self.features.input_types))
 
     def num_rows(self, split: str) -> int:
         return self._split(split).rows
@@ -135,14 +132,14 @@ class Dataset:
             world: this rank; it takes rows [rank * G / size, (rank + 1) * G / size) of every global batch.
             seed: of the order; every epoch has another one.
             tail: "drop" leaves out the rows of an incomplete last step, "mask" pads it with rows of weight 0.
-            columns: to read; None reads all.
+            columns: to read; None reads all but text.
             shuffle: False reads row groups and rows as they are stored, in each lane.
             num_prefetch: batches that may wait to be taken; up to as many again are being assembled.
 
         Raises:
             TooFewRows: when an epoch would have no step.
             NameUnknown: for a split or column that does not exist.
-            ConfigError: for numbers that don't fit together.
+            ConfigError: for numbers that don't fit together, or a column of text.
         """
         from sparktrain.dataset.stream import Stream  # it needs torch
 
@@ -151,7 +148,7 @@ class Dataset:
             self.manifest,
             split,
             Plan(self.num_rows(split), global_batch_size, num_lanes, tail),
-            self._column_specs(columns),
+            self._streamed(columns),
             world=world or World(),
             seed=seed,
             shuffle=shuffle,
@@ -159,16 +156,33 @@ class Dataset:
         )
 
     def to_arrow(self, split: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read a whole split as it is stored.
+        """Read a whole split; its schema is `Manifest.logical_schema`, or the chosen columns of it.
 
         Raises:
             DatasetInvalid, SchemaMismatch: with the part and row group that can't be read.
+            NameUnknown: for a split or column that does not exist.
         """
-        specs = self._column_specs(columns)
+        manifest, names = self.manifest, self._names(columns)
         num_row_groups = sum(len(part.row_groups) for part in self._split(split).parts)
-        reader = RowGroupReader(self.path, self.manifest, split, [spec.name for spec in specs])
-        tables = [reader.read_table(row_group) for row_group in range(num_row_groups)]
-        return pa.concat_tables([pa.schema([spec.field for spec in specs]).empty_table(), *tables])
+        stored = stored_columns(manifest.columns, manifest.layout, names)
+        reader = RowGroupReader(self.path, manifest, split, stored)
+        tables = [
+            unpack(reader.read_table(row_group), manifest.columns, manifest.layout, names)
+            for row_group in range(num_row_groups)
+        ]
+        schema = pa.schema([manifest.logical_schema.field(name) for name in names])
+        return pa.concat_tables([schema.empty_table(), *tables])
+
+    def to_spark(self, spark: SparkSession, split: str, columns: Sequence[str] | None = None) -> DataFrame:
+        """Return a split as a DataFrame with the columns of `to_arrow`, lists as arrays, uint8 as smallint.
+
+        Nothing is read before an action. The executors must see the dataset's directory.
+
+        Raises:
+            NameUnknown: for a split or column that does not exist.
+        """
+        self._split(split)
+        return spark_frame(spark, self.path, self.manifest, split, self._names(columns))
 
     def verify(self) -> None:
         """Hold every file's size and footer against the manifest; reads no row.
@@ -222,9 +236,19 @@ class Dataset:
             raise NameUnknown("split", name, self.manifest.splits, f"the dataset at {self.path}")
         return self.manifest.splits[name]
 
-    def _column_specs(self, names: Sequence[str] | None) -> Sequence[ColumnSpec]:
-        specs = {column.name: column for column in self.manifest.columns}
+    def _names(self, names: Sequence[str] | None) -> list[str]:
+        known = [column.name for column in self.manifest.columns]
         for name in names or ():
-            if name not in specs:
-                raise NameUnknown("column", name, specs, f"the dataset at {self.path}")
-        return list(specs.values()) if names is None else [specs[name] for name in dict.fromkeys(names)]
+            if name not in known:
+                raise NameUnknown("column", name, known, f"the dataset at {self.path}")
+        return known if names is None else list(dict.fromkeys(names))
+
+    def _streamed(self, names: Sequence[str] | None) -> list[str]:
+        text = {column.name for column in self.manifest.columns if column.dtype == "string"}
+        chosen = self._names(names)
+        if names is not None and (refused := [name for name in chosen if name in text]):
+            problems = [
+                f"column `{n}` is text, a stream gives numbers; read it by `to_arrow`" for n in refused
+            ]
+            raise ConfigError(problems, "the stream's columns")
+        return [name for name in chosen if name not in text]

@@ -10,33 +10,21 @@ from typing import Annotated, Any, Literal, Self
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from sparktrain.dataset.layout import ColumnSpec, Layout, stored_schema
 from sparktrain.errors import DatasetInvalid
 from sparktrain.storage import to_json
 
-FORMAT: Literal["sparktrain.dataset/1"] = "sparktrain.dataset/1"
+FORMAT: Literal["sparktrain.dataset/2"] = "sparktrain.dataset/2"
 MANIFEST_FILE = "manifest.json"
 FEATURES_FILE = "features.json"
-EXAMPLES_FILE = "examples.json"  # a few raw rows
+EXAMPLES_FILE = "examples.parquet"  # a few raw rows
 WEIGHT_COLUMN = "row_weight"  # batches carry it beside the columns
 
-Dtype = Literal["int64", "int32", "float32"]
 Count = Annotated[int, Field(ge=0)]
 
 
 class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ColumnSpec(Record):
-    """A column of every part: never null, of a fixed width."""
-
-    name: str
-    dtype: Dtype
-    role: Literal["row_id", "feature", "target"]
-
-    @property
-    def field(self) -> pa.Field:
-        return pa.field(self.name, pa.type_for_alias(self.dtype), nullable=False)
 
 
 class Part(Record):
@@ -88,12 +76,18 @@ class Split(Record):
 
 
 class Manifest(Record):
-    """Everything that a reader must know before it opens a part."""
+    """Everything that a reader must know before it opens a part.
 
-    format: Literal["sparktrain.dataset/1"] = FORMAT
+    Attributes:
+        columns: as people see them.
+        layout: how they lie in the parts.
+    """
+
+    format: Literal["sparktrain.dataset/2"] = FORMAT
     name: str
     fingerprint: str = Field(pattern="^[0-9a-f]{32}$")
     columns: tuple[ColumnSpec, ...]
+    layout: Layout = "columns"
     splits: dict[str, Split]
     rows_in: Count
     rows_kept: Count
@@ -112,9 +106,19 @@ class Manifest(Record):
             raise ValueError(f"no column may be called {WEIGHT_COLUMN}: batches use that name")
         return columns
 
+    @model_validator(mode="after")
+    def _has_a_schema(self) -> Self:
+        _ = self.schema  # a column may not have the name of a block
+        return self
+
     @property
     def schema(self) -> pa.Schema:
-        """The schema of every part."""
+        """The schema of every part, as it is stored."""
+        return stored_schema(self.columns, self.layout)
+
+    @property
+    def logical_schema(self) -> pa.Schema:
+        """The columns as people see them, whatever the layout; a shape is a fixed-size list, row-major."""
         return pa.schema([column.field for column in self.columns])
 
     def to_json(self) -> str:

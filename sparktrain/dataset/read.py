@@ -13,21 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sparktrain.dataset.layout import StackKey, StoredColumn
 from sparktrain.dataset.manifest import Manifest, Part
 from sparktrain.dataset.plan import IntArray
 from sparktrain.errors import DatasetInvalid, SchemaMismatch
 
-# Columns of one dtype, stacked: dtype name -> [columns, rows].
-Blocks = dict[str, NDArray[np.generic]]
+# Stored columns of one dtype and shape, stacked: (dtype, shape) -> [columns, rows, *shape].
+Stacks = dict[StackKey, NDArray[np.generic]]
 
 _MAX_OPEN_PARTS = 64
-# Without it a flipped bit in a page is read as wrong data; the oldest pyarrow that we support has no such
-# check.
-_VERIFY_PAGES = (
-    {"page_checksum_verification": True}
-    if "page_checksum_verification" in inspect.signature(pq.ParquetFile.__init__).parameters
-    else {}
-)
+# Without checksums a flipped bit in a page is read as wrong data; pyarrow 14 has none.
+_HAS_CHECKSUMS = "page_checksum_verification" in inspect.signature(pq.ParquetFile.__init__).parameters
+_VERIFY_PAGES = {"page_checksum_verification": True} if _HAS_CHECKSUMS else {}
+WRITE_CHECKSUMS = {"write_page_checksum": True} if _HAS_CHECKSUMS else {}
 
 
 class FileUnusable(Exception):
@@ -92,16 +90,21 @@ class RowGroupReader:
         root: the dataset's directory.
         manifest: of the dataset.
         split: whose row groups.
-        columns: what to read.
+        columns: what to read, of `stored_columns`.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, split: str, columns: Sequence[str]) -> None:
+    def __init__(self, root: Path, manifest: Manifest, split: str, columns: Sequence[StoredColumn]) -> None:
         self._root = root
         self._schema = manifest.schema
         self._parts = manifest.splits[split].parts
         self._columns = list(columns)
+        self._names = [column.name for column in columns]
         self._first_row_groups = np.cumsum([0, *(len(part.row_groups) for part in self._parts)])
         self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+
+    def row_groups(self, part: int) -> range:
+        """Numbers of the row groups of a part of the split."""
+        return range(self._first_row_groups[part], self._first_row_groups[part + 1])
 
     def read_table(self, row_group: int) -> pa.Table:
         """Read a row group as it is stored.
@@ -115,7 +118,7 @@ class RowGroupReader:
         where = f"{part.path}, row group {inside}"
         file = self._file(number)
         try:
-            table = file.read_row_group(inside, columns=self._columns, use_threads=False)
+            table = file.read_row_group(inside, columns=self._names, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise DatasetInvalid(str(self._root), f"{where} can't be read ({_first_line(error)})") from error
         if len(table) != part.row_groups[inside]:
@@ -123,17 +126,13 @@ class RowGroupReader:
             raise DatasetInvalid(str(self._root), problem)
         return table
 
-    def read_blocks(self, row_group: int, order: IntArray | None = None) -> Blocks:
-        """Read a row group with its rows in `order` (of shape [rows]; None: as stored)."""
+    def read_stacks(self, row_group: int, order: IntArray | None = None) -> Stacks:
+        """Read a row group with its rows in `order` (of shape [rows]; None: as stored). Only for reading."""
         table = self.read_table(row_group)
-        by_dtype: dict[str, list[NDArray[np.generic]]] = {}
-        for name in self._columns:
-            column = table.column(name)
-            chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-            by_dtype.setdefault(_dtype_name(self._schema.field(name)), []).append(
-                chunk.to_numpy(zero_copy_only=False)
-            )
-        return {dtype: _stack(columns, len(table), order) for dtype, columns in by_dtype.items()}
+        by_key: dict[StackKey, list[NDArray[np.generic]]] = {}
+        for column in self._columns:
+            by_key.setdefault(column.key, []).append(column.values(table.column(column.name)))
+        return {key: _stack(columns, order) for key, columns in by_key.items()}
 
     def _file(self, number: int) -> pq.ParquetFile:
         if number in self._open:
@@ -153,20 +152,16 @@ class RowGroupReader:
         return file
 
 
-def _stack(
-    columns: Sequence[NDArray[np.generic]], num_rows: int, order: IntArray | None
-) -> NDArray[np.generic]:
-    stacked = np.empty((len(columns), num_rows), columns[0].dtype)
+def _stack(columns: Sequence[NDArray[np.generic]], order: IntArray | None) -> NDArray[np.generic]:
+    if order is None and len(columns) == 1:
+        return columns[0][None]  # what was decoded, without a copy
+    stacked = np.empty((len(columns), *columns[0].shape), columns[0].dtype)
     for target, column in zip(stacked, columns, strict=True):
         if order is None:
             target[:] = column
-        else:
-            np.take(column, order, out=target, mode="clip")  # "raise", the default, would copy once more
+        else:  # mode "raise", the default, would copy once more
+            np.take(column, order, axis=0, out=target, mode="clip")
     return stacked
-
-
-def _dtype_name(field: pa.Field) -> str:
-    return str(np.dtype(field.type.to_pandas_dtype()))
 
 
 def _first_line(error: Exception) -> str:

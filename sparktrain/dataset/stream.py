@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from sparktrain.dataset.assemble import Assembler, Chunk, Epoch
-from sparktrain.dataset.manifest import WEIGHT_COLUMN, ColumnSpec, Manifest
+from sparktrain.dataset.layout import StackKey, StoredColumn, stored_columns
+from sparktrain.dataset.manifest import WEIGHT_COLUMN, Manifest
 from sparktrain.dataset.plan import EpochOrder, Plan
 from sparktrain.dataset.prefetch import ReadAhead
 from sparktrain.dataset.read import RowGroupReader
@@ -29,9 +30,9 @@ class Stream:
     """Batches of one rank. `Dataset.stream` makes it and says what the arguments mean.
 
     Iterating yields the rest of the current epoch, then moves to the beginning of the next one. A batch is a
-    dict of tensors of shape [rows_per_step], by column, and `row_weight` (float32: 1.0 for a row, 0.0 for
-    padding). Tensors of one batch share memory with the few batches before and after it; they never change
-    after they were handed out.
+    dict of tensors of shape [rows_per_step, *shape], by column, and `row_weight` (float32: 1.0 for a row, 0.0
+    for padding); the layout of the parts changes no value, but a column of a block is strided. Tensors of one
+    batch share memory with the few batches before and after it; they never change after they were handed out.
 
     A thread reads ahead while an iteration lasts: it starts with the first batch and ends with the iteration,
     however that ends.
@@ -49,7 +50,7 @@ class Stream:
         manifest: Manifest,
         split: str,
         plan: Plan,
-        columns: Sequence[ColumnSpec],
+        columns: Sequence[str],
         *,
         world: World,
         seed: int,
@@ -62,6 +63,7 @@ class Stream:
             raise TooFewRows(str(path), split, plan.num_rows, plan.global_batch_size)
         self._path, self._manifest, self._split = path, manifest, split
         self._plan, self._columns, self._shuffle, self._seed = plan, tuple(columns), shuffle, seed
+        self._stored = stored_columns(manifest.columns, manifest.layout, self._columns)
         self._row_group_rows = np.array(
             [rows for part in manifest.splits[split].parts for rows in part.row_groups], np.int64
         )
@@ -115,7 +117,7 @@ class Stream:
         ahead = ReadAhead(partial(self._chunks, self.epoch, self.step), self._depth)
         try:
             while (chunk := self._take(ahead)) is not None:
-                for batch in _batches(chunk, self._columns):
+                for batch in _batches(chunk, self._stored, self._columns):
                     self._check_is_current(iteration)
                     self.step += 1
                     yield batch
@@ -133,12 +135,11 @@ class Stream:
 
     def _chunks(self, epoch: int, step: int) -> Iterator[Chunk]:
         """Runs in the reader thread, which therefore opens files of its own."""
-        names = [column.name for column in self._columns]
-        reader = RowGroupReader(self._path, self._manifest, self._split, names)
+        reader = RowGroupReader(self._path, self._manifest, self._split, self._stored)
         order = EpochOrder.of(self._row_group_rows, self._seed, epoch, self._shuffle)
         setting = Epoch(self._plan, order, self._row_group_rows, self._seed, epoch, self._shuffle)
-        dtypes = [column.dtype for column in self._columns]
-        num_columns: dict[str, int] = {dtype: dtypes.count(dtype) for dtype in dtypes}
+        keys = [column.key for column in self._stored]
+        num_columns: dict[StackKey, int] = {key: keys.count(key) for key in keys}
         return Assembler(reader, setting, self._shares, num_columns).chunks(step, self._steps_per_chunk)
 
     def _check_is_current(self, iteration: int) -> None:
@@ -146,13 +147,18 @@ class Stream:
             raise StreamMoved()
 
 
-def _batches(chunk: Chunk, columns: Sequence[ColumnSpec]) -> Iterator[Batch]:
-    blocks = {dtype: torch.from_numpy(block).unbind(1) for dtype, block in chunk.blocks.items()}
+def _batches(chunk: Chunk, stored: Sequence[StoredColumn], names: Sequence[str]) -> Iterator[Batch]:
+    stacks = {key: torch.from_numpy(stack).unbind(1) for key, stack in chunk.stacks.items()}
     weights = torch.from_numpy(chunk.weights)
     for step in range(len(weights)):
-        rows = {dtype: iter(steps[step].unbind(0)) for dtype, steps in blocks.items()}
-        batch = {
-            column.name: next(rows[column.dtype]) for column in columns
-        }  # blocks keep the columns' order
+        rows = {key: iter(steps[step].unbind(0)) for key, steps in stacks.items()}
+        found: Batch = {}
+        for column in stored:  # stacks keep the columns' order
+            values = next(rows[column.key])
+            if column.members:
+                found.update(zip(column.members, values.unbind(1), strict=True))
+            else:
+                found[column.name] = values
+        batch = {name: found[name] for name in names}
         batch[WEIGHT_COLUMN] = weights[step]
         yield batch

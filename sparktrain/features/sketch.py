@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FINE_BITS = 10  # for quantiles: a bucket is 2**-10 of its values wide
+CARD_BITS = 6  # for the quantiles of a data card
 COARSE_BITS = 3  # for plots and comparisons: 8 buckets an octave
 _MANTISSA_BITS = 52
 

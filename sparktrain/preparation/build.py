@@ -5,40 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pyspark
-from pyspark import StorageLevel
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from sparktrain import __version__
 from sparktrain.config import PrepareConfig
 from sparktrain.dataset import Dataset, open_dataset
+from sparktrain.dataset.card import write_card
 from sparktrain.dataset.dataset import LATEST_FILE
-from sparktrain.dataset.manifest import (
-    EXAMPLES_FILE,
-    FEATURES_FILE,
-    MANIFEST_FILE,
-    ColumnSpec,
-    Manifest,
-    Part,
-    Split,
-)
-from sparktrain.errors import DataError, NoRowsLeft, SourceChanged, SplitEmpty, TooManyQuarantined
+from sparktrain.dataset.layout import ColumnSpec
+from sparktrain.dataset.manifest import EXAMPLES_FILE, FEATURES_FILE, MANIFEST_FILE, Manifest, Split
+from sparktrain.dataset.statistics import STATISTICS_FILE, Statistics
+from sparktrain.errors import DataError, FeaturesInvalid, NoRowsLeft, SplitEmpty, TooManyQuarantined
 from sparktrain.features import Feature, FittedFeatures, Target
+from sparktrain.features.fitted import InputType, read_as
 from sparktrain.preparation.check import check_columns
-from sparktrain.preparation.clean import RULE_COLUMN, Rule, mark_broken_rules, rule_names
-from sparktrain.preparation.fit import Fit, fit
-from sparktrain.preparation.split import ROW_ID_COLUMN, SPLITS, add_split
-from sparktrain.preparation.write import part_schema, write_parts
+from sparktrain.preparation.clean import Rule, mark_broken_rules, rule_names
+from sparktrain.preparation.describe import statistics_of
+from sparktrain.preparation.fit import check_sizes, fit_features, wanted_again, wanted_columns
+from sparktrain.preparation.split import SPLITS, add_split
+from sparktrain.preparation.staging import leave, staging_directory
+from sparktrain.preparation.survey import QUARANTINE, Survey, Wanted, survey
+from sparktrain.preparation.write import Written, column_specs, write_parts
 from sparktrain.storage import commit_bytes, commit_json, writable_directory
 
 logger = logging.getLogger(__name__)
@@ -48,26 +43,34 @@ NUM_EXAMPLES = 5
 
 def prepare(
     df: DataFrame,
-    features: Sequence[Feature],
-    target: Target,
+    features: Sequence[Feature] = (),
+    target: Target | Sequence[Target] = (),
     config: PrepareConfig | None = None,
     *,
     name: str = "dataset",
     root: str | Path = "out",
     rules: Sequence[Rule] = (),
     key: Sequence[str] = (),
+    weight: str | None = None,
+    fitted: FittedFeatures | None = None,
 ) -> Dataset:
     """Clean `df`, fit `features` on its training rows, and write everything as a dataset.
+
+    The source is looked at once: its rows are shuffled and kept aside as they are, and everything is counted on
+    the way; the features are then applied to the rows kept aside, by `FittedFeatures.transform`.
 
     Args:
         df: raw rows. Columns that are no feature only serve rules and key.
         features: what the model will be given.
-        target: what it shall predict.
+        target: what it shall predict; several for a model of several targets.
         config: split, layout and tolerance; defaults if None.
         name: folder under `<root>/datasets/`.
         root: where everything is written; seen by driver and executors.
         rules: rows that break one go to the dataset's `quarantine/`, with the rule's name.
         key: columns that identify a row and decide its split; empty: all columns.
+        weight: column of the rows' weights (0 or more); they are divided by their mean over the training rows.
+        fitted: earlier statistics to apply, such as `open_dataset(…).features`, in place of features, target and
+            weight: nothing is fitted then.
 
     Returns:
         The dataset at `<root>/datasets/<name>/<fingerprint>`; one with the same content is reused.
@@ -76,120 +79,137 @@ def prepare(
         DataError: with what was given, what is allowed and the way out; no dataset is left behind then.
     """
     config = config or PrepareConfig()
-    input_types = check_columns(df, features, target, key)
+    targets = (target,) if isinstance(target, Target) else tuple(target)
+    if fitted is not None:
+        if features or targets or weight:
+            raise FeaturesInvalid(["`fitted` says what features, target and weight are; leave these out"])
+        targets = declared_targets(fitted)
+        weight = fitted.weight.column if fitted.weight else None
+    types = check_columns(df, features, targets, key, weight, fitted)
     home = writable_directory(Path(root) / "datasets" / name)
-    marked = add_split(mark_broken_rules(df, rules, target), key, config.split)
-    marked = marked.persist(StorageLevel.MEMORY_AND_DISK)
-    try:
-        logger.info("counting rows and fitting %d features", len(features))
-        found = fit(marked, features, target, input_types, rule_names(df, rules, target))
-        with _staging(home) as staging:
-            _write_quarantine(marked, df.columns, found, staging)
-            _check_counts(found, config, staging, home)
-            logger.info("shuffling and writing %s rows", f"{sum(found.split_rows.values()):,}")
-            kept = marked.where(F.col(RULE_COLUMN).isNull())
-            parts = write_parts(kept, found.features, staging, config)
-            commit_json(staging / EXAMPLES_FILE, _examples(kept, found.features))
-            _write_manifest(staging, name, found, parts, config)
-            return open_dataset(_publish(staging, home))
-    finally:
-        marked.unpersist()
+    classes = {t.name: t.classes for t in fitted.targets if t.classes} if fitted else {}
+    marked = mark_broken_rules(df, rules, targets, weight=weight, classes=classes, split=config.split)
+    marked = add_split(marked, key, config.split)
+    wanted = wanted_again(fitted, types) if fitted else wanted_columns(features, targets, weight, types)
+    with staging_directory(home) as staging:
+        logger.info("reading, shuffling and counting the rows")
+        found = survey(
+            marked,
+            df.columns,
+            wanted,
+            staging,
+            num_parts=config.num_parts,
+            seed=config.seed,
+            row_bytes=_row_bytes(features, fitted),
+        )
+        quarantined = {
+            rule: found.quarantined[rule]
+            for rule in rule_names(df, rules, targets, weight=weight, classes=classes, split=config.split)
+            if rule in found.quarantined
+        }
+        _check_counts(found, quarantined, config, staging, home)
+        logger.info("fitting %d features and writing %s rows", len(features), f"{found.rows_kept:,}")
+        if fitted is not None:
+            result = fitted
+            check_sizes(fitted, found)
+        else:
+            result = fit_features(found, features, targets, weight, types)
+        written = write_parts(
+            df.sparkSession, found.spools, [w.column for w in wanted], result, staging, config
+        )
+        _write_examples(staging, found, wanted, result)
+        statistics = statistics_of(found, wanted, result, written)
+        _write_manifest(staging, name, found, quarantined, result, statistics, written, config)
+        return open_dataset(publish(staging, home))
 
 
-@contextmanager
-def _staging(home: Path) -> Iterator[Path]:
-    """A directory that is gone when anything fails: a dataset is whole or not there."""
-    staging = home / f".staging-{secrets.token_hex(6)}"
-    staging.mkdir()
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)  # already moved away when all went well
+def declared_targets(fitted: FittedFeatures) -> tuple[Target, ...]:
+    """The declarations that fitted targets came from."""
+    return tuple(Target(t.name, column=t.column, kind=t.kind) for t in fitted.targets)
 
 
-def _write_quarantine(marked: DataFrame, columns: Sequence[str], found: Fit, staging: Path) -> None:
-    if found.quarantined:
-        source = F.to_json(F.struct(*[F.col(f"`{c}`") for c in columns])).alias("row")
-        rows = marked.where(F.col(RULE_COLUMN).isNotNull()).select(F.col(RULE_COLUMN).alias("rule"), source)
-        rows.write.parquet(str(staging / "quarantine"))
+def _row_bytes(features: Sequence[Feature], fitted: FittedFeatures | None) -> int:
+    """Bytes of the vectors and images of a row."""
+    shaped = [f for f in (fitted.features if fitted else features) if f.kind in ("vector", "image")]
+    return sum(8 * _size(f.shape) for f in shaped)
 
 
-def _check_counts(found: Fit, config: PrepareConfig, staging: Path, home: Path) -> None:
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def _check_counts(
+    found: Survey, quarantined: Mapping[str, int], config: PrepareConfig, staging: Path, home: Path
+) -> None:
     """Refuse a dataset that is empty or mostly rejected; its quarantine is kept to look at."""
-    total = sum(found.quarantined.values())
-    kept = found.rows_in - total
+    total = sum(quarantined.values())
+    kept = found.rows_kept
     too_many = total > config.max_quarantined_fraction * found.rows_in
     if kept == 0 or too_many:
         rejected = home / f"rejected-{staging.name.removeprefix('.staging-')}"
         if total:
-            os.rename(staging / "quarantine", rejected)
+            os.rename(staging / QUARANTINE, rejected)
         if kept == 0:
-            raise NoRowsLeft(
-                found.rows_in, found.quarantined, str(rejected) if total else "the source, which is empty"
-            )
+            raise NoRowsLeft(found.rows_in, quarantined, str(rejected) if total else "the source, which is empty")
         raise TooManyQuarantined(
-            found.rows_in, found.quarantined, total, config.max_quarantined_fraction, str(rejected)
+            found.rows_in, quarantined, total, config.max_quarantined_fraction, str(rejected)
         )
-    wanted = {"train": 1.0, "validation": config.split.validation, "test": config.split.test}
-    empty = [split for split, fraction in wanted.items() if fraction > 0 and not found.split_rows.get(split)]
-    if empty:
+    needed = [split for split in SPLITS if split == "train" or config.split.asks_for(split)]
+    if empty := [split for split in needed if not found.split_rows.get(split)]:
         raise SplitEmpty(kept, empty)
 
 
-def _examples(kept: DataFrame, features: FittedFeatures) -> list[dict[str, object]]:
+def _write_examples(
+    staging: Path, found: Survey, wanted: Sequence[Wanted], features: FittedFeatures
+) -> None:
     """A few raw rows as they came, the same ones every time: what a served model shows people to send."""
-    columns = [F.col(f"`{name}`").cast(kind) for name, kind in features.input_types.items()]
-    rows = kept.orderBy(ROW_ID_COLUMN, *columns).limit(NUM_EXAMPLES).select(*columns).collect()
-    return [{name: _json_value(value) for name, value in row.asDict().items()} for row in rows]
-
-
-def _json_value(value: object) -> object:
-    """JSON has no NaN and no infinity; a feature takes a missing value for the same."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    numbers = {w.column: f"_{number}" for number, w in enumerate(wanted)}
+    with pa.ipc.open_file(found.spools[0].path) as file:
+        rows = file.get_batch(0).slice(0, NUM_EXAMPLES)
+    columns = {name: read_as(rows.column(numbers[name]), kind) for name, kind in features.input_types.items()}
+    pq.write_table(pa.table(columns), staging / EXAMPLES_FILE)
 
 
 def _write_manifest(
-    staging: Path, name: str, found: Fit, parts: Mapping[str, list[Part]], config: PrepareConfig
+    staging: Path,
+    name: str,
+    found: Survey,
+    quarantined: Mapping[str, int],
+    features: FittedFeatures,
+    statistics: Statistics,
+    written: Mapping[str, Written],
+    config: PrepareConfig,
 ) -> None:
-    """Write `features.json`, then the manifest: from then on the directory is a dataset."""
-    splits = {
-        s: Split(rows=sum(p.rows for p in parts.get(s, [])), parts=tuple(parts.get(s, []))) for s in SPLITS
-    }
-    for split, content in splits.items():
-        if content.rows != found.split_rows.get(split, 0):
-            raise SourceChanged(split, found.split_rows.get(split, 0), content.rows)
-    features_json = found.features.to_json().encode()
-    columns = _columns(found.features)
+    """Write everything that describes the parts, the manifest last: from then on the directory is a dataset."""
+    splits = {split: Split(rows=written[split].rows, parts=tuple(written[split].parts)) for split in SPLITS}
+    features_json = features.to_json().encode()
+    columns = column_specs(features)
     manifest = Manifest(
-        format="sparktrain.dataset/1",
         name=name,
-        fingerprint=fingerprint(columns, features_json, splits, found.quarantined),
+        fingerprint=fingerprint(columns, config.layout, features_json, splits, quarantined),
         columns=columns,
+        layout=config.layout,
         splits=splits,
         rows_in=found.rows_in,
-        rows_kept=sum(found.split_rows.values()),
-        quarantined=found.quarantined,
+        rows_kept=found.rows_kept,
+        quarantined=dict(quarantined),
         features_sha256=hashlib.sha256(features_json).hexdigest(),
         prepare=json.loads(config.model_dump_json()),
         versions={"sparktrain": __version__, "pyspark": pyspark.__version__, "pyarrow": pa.__version__},
     )
     commit_bytes(staging / FEATURES_FILE, features_json)
+    commit_json(staging / STATISTICS_FILE, statistics.model_dump(mode="json"))
+    write_card(staging, manifest, features, statistics)
+    leave(staging)
     commit_json(staging / MANIFEST_FILE, manifest.model_dump(mode="json"))
-
-
-def _columns(features: FittedFeatures) -> tuple[ColumnSpec, ...]:
-    roles = {ROW_ID_COLUMN: "row_id", features.target.name: "target"}
-    names = {pa.float32(): "float32", pa.int32(): "int32", pa.int64(): "int64"}
-    return tuple(
-        ColumnSpec.model_validate(
-            {"name": f.name, "dtype": names[f.type], "role": roles.get(f.name, "feature")}
-        )
-        for f in part_schema(features)
-    )
 
 
 def fingerprint(
     columns: Sequence[ColumnSpec],
+    layout: str,
     features_json: bytes,
     splits: Mapping[str, Split],
     quarantined: Mapping[str, int],
@@ -201,13 +221,14 @@ def fingerprint(
     content = {
         "quarantined": dict(quarantined),
         "columns": [column.model_dump(mode="json") for column in columns],
+        "layout": layout,
         "features": hashlib.sha256(features_json).hexdigest(),
         "splits": {name: [(p.row_groups, p.digest) for p in split.parts] for name, split in splits.items()},
     }
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _publish(staging: Path, home: Path) -> Path:
+def publish(staging: Path, home: Path) -> Path:
     """Move the dataset to its name and point `latest.json` to it."""
     name = Manifest.load(staging).fingerprint
     final = home / name

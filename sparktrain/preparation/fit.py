@@ -1,258 +1,256 @@
-"""One pass over the rows counts everything: rules, splits, vocabularies and moments; JSON comes out.
-
-Runs column-wise on Arrow batches in Spark's Python workers. Every statistic is a sum of integers (see
-`exact_sum`), so the same rows give the same bytes in any partitioning, and the number of Spark jobs does not
-grow with the columns.
-"""
+"""From what was counted to fitted features: pure arithmetic on the driver."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
-from sparktrain.errors import ValueTooLarge
+from sparktrain.errors import ValuesRefused, ValueTooLarge
 from sparktrain.features import (
+    Boolean,
     Categorical,
     Feature,
+    FittedBoolean,
     FittedCategorical,
     FittedFeatures,
+    FittedImage,
     FittedNumeric,
+    FittedPassthrough,
+    FittedTarget,
+    FittedTimestamp,
+    FittedTokens,
+    FittedVector,
+    FittedWeight,
+    Image,
     Numeric,
+    Passthrough,
     Target,
+    Timestamp,
+    Tokens,
+    Vector,
 )
-from sparktrain.features.fitted import InputType, read_as
-from sparktrain.preparation.clean import RULE_COLUMN
-from sparktrain.preparation.exact_sum import Bins, exact_bins, exact_square_bins, merge_bins, total
-from sparktrain.preparation.split import SPLIT_COLUMN
+from sparktrain.features.fitted import FittedFeature, InputType
+from sparktrain.features.sketch import CARD_BITS, FINE_BITS
+from sparktrain.preparation.counting import Numbers
+from sparktrain.preparation.survey import Survey, View, Wanted
 
 LARGEST = 1e150  # the variance of larger values leaves float64
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-
-_SCHEMA = "topic string, key string, count bigint, moments array<string>"
-_BATCH_SCHEMA = pa.schema(
-    [("topic", pa.string()), ("key", pa.string()), ("count", pa.int64()), ("moments", pa.list_(pa.string()))]
-)
+_PLAIN = View(None, None, CARD_BITS)
+_NUM_SHOWN = 1000  # values of a column whose vocabulary is no longer to be made
 
 
-@dataclass
-class Moments:
-    """What mean and deviation need, exactly, of the finite values.
-
-    Attributes:
-        count, sum, square_sum: of the training rows.
-        largest: absolute value, in any split.
-    """
-
-    count: int = 0
-    sum: Bins = field(default_factory=dict)
-    square_sum: Bins = field(default_factory=dict)
-    largest: float = 0.0
-
-    def add(self, column: pa.Array, is_training: NDArray[np.bool_]) -> None:
-        values = read_as(column, "double").to_numpy(zero_copy_only=False)
-        finite = np.isfinite(values)
-        largest = float(np.abs(values[finite]).max(initial=0.0))
-        values = values[finite & is_training]
-        self.merge(Moments(len(values), exact_bins(values), exact_square_bins(values), largest))
-
-    def merge(self, other: Moments) -> None:
-        self.count += other.count
-        self.sum = merge_bins(self.sum, other.sum)
-        self.square_sum = merge_bins(self.square_sum, other.square_sum)
-        self.largest = max(self.largest, other.largest)
-
-    def mean(self) -> float:
-        return float(total(self.sum) / self.count) if self.count else 0.0
-
-    def deviation(self) -> float:
-        """Population standard deviation."""
-        if not self.count:
-            return 0.0
-        mean = total(self.sum) / self.count
-        return _square_root(total(self.square_sum) / self.count - mean * mean)
-
-    def to_text(self) -> str:
-        # Python's integers outgrow 64 bits, so that they travel as text.
-        return json.dumps([self.count, list(self.sum.items()), list(self.square_sum.items()), self.largest])
-
-    @classmethod
-    def from_text(cls, text: str) -> Moments:
-        count, sums, squares, largest = json.loads(text)
-        return cls(count, dict(sums), dict(squares), largest)
-
-
-def _square_root(value: Fraction) -> float:
-    if value <= 0:
-        return 0.0
-    # Brought near 1 first: the variance of small numbers can be smaller than any float64.
-    shift = (value.denominator.bit_length() - value.numerator.bit_length()) // 2
-    return math.ldexp(math.sqrt(value * Fraction(4) ** shift), -shift)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What one pass found.
-
-    Attributes:
-        features: the fitted features.
-        rows_in: rows of the source.
-        quarantined: rows by the rule that they broke, rules that broke none left out.
-        split_rows: rows kept, by split.
-    """
-
-    features: FittedFeatures
-    rows_in: int
-    quarantined: dict[str, int]
-    split_rows: dict[str, int]
-
-
-def fit(
-    marked: DataFrame,
-    features: Sequence[Feature],
-    target: Target,
-    input_types: Mapping[str, InputType],
-    rules: Sequence[str],
-) -> Fit:
-    """Fit `features` on the training rows that are kept; count all rows.
+def wanted_columns(
+    features: Sequence[Feature], targets: Sequence[Target], weight: str | None, types: Mapping[str, InputType]
+) -> list[Wanted]:
+    """What has to be counted to fit these features, one entry for each raw column.
 
     Args:
-        marked: rows with `_broken_rule` and `_split`.
-        input_types: type of each raw column.
-        rules: names of the rules, in the order to report.
+        types: of every raw column that a feature, a target or the weight is made of.
+    """
+    wanted: dict[str, Wanted] = {}
+    for feature in features:
+        if isinstance(feature, Numeric):
+            _want(wanted, types, feature.source, view=_PLAIN)
+            _want(wanted, types, feature.source, view=view_of(feature))
+        elif isinstance(feature, Categorical) and feature.encoding == "vocabulary":
+            _want(wanted, types, feature.source, max_values=feature.max_size, min_count=feature.min_count)
+        else:
+            _want(wanted, types, feature.source)
+    for target in targets:
+        classes = target.kind == "multiclass"
+        _want(wanted, types, target.source, max_values=MAX_CLASSES + 1 if classes else None, all_splits=classes)
+    if weight is not None:
+        _want(wanted, types, weight, view=_PLAIN)
+    return list(wanted.values())
+
+
+MAX_CLASSES = 100_000
+
+
+def wanted_again(fitted: FittedFeatures, types: Mapping[str, InputType]) -> list[Wanted]:
+    """What to count of rows that earlier statistics are applied to: enough for the card and for drift."""
+    wanted: dict[str, Wanted] = {}
+    for feature in fitted.features:
+        if isinstance(feature, FittedNumeric):
+            _want(wanted, types, feature.column, view=_PLAIN)
+        elif isinstance(feature, FittedCategorical) and feature.num_buckets is None:
+            _want(wanted, types, feature.column, max_values=_NUM_SHOWN)
+        else:
+            _want(wanted, types, feature.column)
+    for column in [*(t.column for t in fitted.targets), *([fitted.weight.column] if fitted.weight else [])]:
+        _want(wanted, types, column)
+    return list(wanted.values())
+
+
+def _want(
+    wanted: dict[str, Wanted],
+    types: Mapping[str, InputType],
+    column: str,
+    view: View | None = None,
+    max_values: int | None = None,
+    min_count: int = 1,
+    all_splits: bool = False,
+) -> None:
+    """Add to what is wanted of a column, for it may be the source of several features."""
+    before = wanted.get(column, Wanted(column, types[column], min_count=min_count))
+    views = before.views if view is None or view in before.views else (*before.views, view)
+    if before.max_values is not None:
+        min_count = min(min_count, before.min_count) if max_values is not None else before.min_count
+        max_values = max(max_values or 0, before.max_values)
+    wanted[column] = Wanted(column, types[column], views, max_values, min_count, before.all_splits or all_splits)
+
+
+def view_of(feature: Numeric) -> View:
+    """How the numbers of a feature look when its statistics are taken: clipped, as the feature clips them."""
+    by_quantiles = feature.normalize == "robust" or feature.fill == "median"
+    low, high = bounds_of(feature)
+    return View(low, high, FINE_BITS if by_quantiles else CARD_BITS)
+
+
+def bounds_of(feature: Numeric) -> tuple[float | None, float | None]:
+    low, high = feature.clip or (None, None)
+    return (0.0 if feature.normalize == "log1p" and low is None else low), high
+
+
+def fit_features(
+    found: Survey,
+    features: Sequence[Feature],
+    targets: Sequence[Target],
+    weight: str | None,
+    types: Mapping[str, InputType],
+) -> FittedFeatures:
+    """Fit on the training rows that were counted.
 
     Raises:
+        ValuesRefused: nulls, NaN or infinities, in any split, where a feature allows none.
         ValueTooLarge: numbers that float32 can't hold once they are normalized, in any split.
     """
-    counts, moments = _count(marked, features)
-    too_large = {f.source: m.largest for f in features if (m := moments.get(f.name)) and m.largest > LARGEST}
-    if too_large:
-        raise ValueTooLarge(too_large, LARGEST, LARGEST_FLOAT32)
-    fitted = [
-        _fit_numeric(f, moments[f.name], input_types[f.source])
-        if isinstance(f, Numeric)
-        else _fit_categorical(f, counts.get(f"value:{f.name}", {}), input_types[f.source])
-        for f in features
-    ]
-    _check_outputs([f for f in fitted if isinstance(f, FittedNumeric)], moments)
-    quarantined = counts.get("rule", {})
-    kept = counts.get("split", {})
-    return Fit(
-        features=FittedFeatures(features=tuple(fitted), target=target),
-        rows_in=sum(quarantined.values()) + sum(kept.values()),
-        quarantined={rule: quarantined[rule] for rule in rules if rule in quarantined},
-        split_rows=kept,
+    refused = {f.source: what for f in features if (what := ", ".join(_refused(f, found)))}
+    if refused:
+        raise ValuesRefused(refused)
+    fitted = [_fit(feature, found, types[feature.source]) for feature in features]
+    result = FittedFeatures(
+        features=tuple(fitted),
+        targets=tuple(_fit_target(target, found, types[target.source]) for target in targets),
+        weight=_fit_weight(weight, found, types) if weight is not None else None,
     )
+    check_sizes(result, found)
+    return result
 
 
-def _count(
-    marked: DataFrame, features: Sequence[Feature]
-) -> tuple[dict[str, dict[str, int]], dict[str, Moments]]:
-    """Run the one job: counts by topic and key, moments by numeric feature."""
-    # By number, because mapInArrow takes the dot in a name for a field of a struct.
-    numbers = {name: f"_{number}" for number, name in enumerate(dict.fromkeys(f.source for f in features))}
-    columns = [F.col(f"`{name}`").alias(number) for name, number in numbers.items()]
-    counter = partial(
-        count_partition,
-        numeric={f.name: numbers[f.source] for f in features if isinstance(f, Numeric)},
-        categorical={f.name: numbers[f.source] for f in features if isinstance(f, Categorical)},
-    )
-    partials = marked.select(RULE_COLUMN, SPLIT_COLUMN, *columns).mapInArrow(counter, _SCHEMA)
-    rows = partials.groupBy("topic", "key").agg(
-        F.sum("count").alias("count"), F.flatten(F.collect_list("moments")).alias("moments")
-    )
-    counts: dict[str, dict[str, int]] = {}
-    moments = {f.name: Moments() for f in features if isinstance(f, Numeric)}
-    for row in rows.collect():
-        if row["topic"] == "moments":
-            for text in row["moments"]:
-                moments[row["key"]].merge(Moments.from_text(text))
-        else:
-            counts.setdefault(row["topic"], {})[row["key"]] = row["count"]
-    return counts, moments
+def _refused(feature: Feature, found: Survey) -> Iterable[str]:
+    if getattr(feature, "fill", None) == "fail" and (nulls := found.nulls[feature.source]):
+        yield f"{nulls:,} nulls"
+    if isinstance(feature, Numeric):
+        numbers = found.numbers[feature.source, _PLAIN]
+        as_null = feature.fill == "fail" and feature.nan == "null"
+        if numbers.nans and (feature.nan == "fail" or as_null):
+            yield f"{numbers.nans:,} NaN"
+        as_null = feature.fill == "fail" and feature.infinity == "null"
+        if numbers.infinities and (feature.infinity == "fail" or as_null):
+            yield f"{numbers.infinities:,} infinities"
 
 
-def _check_outputs(fitted: Sequence[FittedNumeric], moments: Mapping[str, Moments]) -> None:
+def check_sizes(fitted: FittedFeatures, found: Survey) -> None:
     """Refuse what would be written as an infinity, which a model can't learn from."""
-    too_large = {}
-    for feature in fitted:
-        largest = max(moments[feature.name].largest, abs(feature.fill))
+    too_large: dict[str, float] = {}
+    for feature in fitted.features:
+        if not isinstance(feature, FittedNumeric):
+            continue
+        numbers = found.numbers[feature.column, _PLAIN]
+        low, high = numbers.smallest or 0.0, numbers.largest or 0.0
+        if max(-low, high) > LARGEST:
+            too_large[feature.column] = max(-low, high)
+            continue
+        low = max(low, feature.low) if feature.low is not None else low
+        high = min(high, feature.high) if feature.high is not None else high
+        largest = max(abs(low), abs(high), abs(feature.fill or 0.0))
         if (largest + abs(feature.offset)) / feature.scale > LARGEST_FLOAT32:
             too_large[feature.column] = largest
     if too_large:
         raise ValueTooLarge(too_large, LARGEST, LARGEST_FLOAT32)
 
 
-def _fit_numeric(feature: Numeric, moments: Moments, input_type: InputType) -> FittedNumeric:
-    mean = moments.mean()
-    standard = feature.normalize == "standard"
+def _fit(feature: Feature, found: Survey, input_type: InputType) -> FittedFeature:
+    named = {"name": feature.name, "column": feature.source, "input_type": input_type}
+    if isinstance(feature, Numeric):
+        return _fit_numeric(feature, found.numbers[feature.source, view_of(feature)], named)
+    if isinstance(feature, Categorical):
+        if feature.encoding == "hash":
+            return FittedCategorical(**named, vocabulary=(), num_buckets=feature.num_buckets)
+        counts = found.values[feature.source].counts
+        frequent = [value for value, count in counts if count >= feature.min_count]
+        return FittedCategorical(**named, vocabulary=tuple(frequent[: feature.max_size]))
+    if isinstance(feature, Boolean):
+        fill = None if feature.fill == "fail" else feature.fill
+        return FittedBoolean(**named, fill=fill, null_flag=feature.null_flag)
+    if isinstance(feature, Timestamp):
+        options = {"parts": feature.parts, "cyclic": feature.cyclic, "null_flag": feature.null_flag}
+        return FittedTimestamp(**named, time_zone=feature.time_zone, **options)
+    if isinstance(feature, Vector):
+        fill = None if feature.fill == "fail" else feature.fill
+        return FittedVector(**named, shape=feature.shape, dtype=feature.dtype, fill=fill)
+    if isinstance(feature, Image):
+        fill = None if feature.fill == "fail" else feature.fill
+        return FittedImage(**named, shape=feature.shape, dtype=feature.dtype, fill=fill)
+    if isinstance(feature, Tokens):
+        sizes = {"block_size": feature.block_size, "pad_id": feature.pad_id}
+        return FittedTokens(**named, tokenizer=feature.tokenizer, **sizes)
+    assert isinstance(feature, Passthrough)
+    return FittedPassthrough(**named, fill=None if feature.fill == "fail" else feature.fill)
+
+
+def _fit_numeric(feature: Numeric, numbers: Numbers, named: Mapping[str, str]) -> FittedNumeric:
+    bits = view_of(feature).bits
+    mean = numbers.mean()
+    offset, scale = 0.0, 1.0
+    if feature.normalize == "standard":
+        offset, scale = mean, numbers.deviation()
+    elif feature.normalize == "minmax":
+        offset = numbers.train_smallest or 0.0
+        scale = (numbers.train_largest or 0.0) - offset
+    elif feature.normalize == "robust":
+        offset = numbers.quantile(0.5, bits)
+        scale = numbers.quantile(0.75, bits) - numbers.quantile(0.25, bits)
+    fills = {"mean": mean, "median": numbers.quantile(0.5, bits) if feature.fill == "median" else None}
+    fill = fills.get(feature.fill) if isinstance(feature.fill, str) else feature.fill  # None: refused
+    low, high = bounds_of(feature)
+    above, below = {
+        "null": (fill, fill),
+        "fail": (None, None),
+        "clip": (
+            high if high is not None else numbers.train_largest,
+            low if low is not None else numbers.train_smallest,
+        ),
+    }[feature.infinity]
+    nan = {"null": fill, "fail": None}[feature.nan] if isinstance(feature.nan, str) else feature.nan
     return FittedNumeric(
-        name=feature.name,
-        column=feature.source,
-        input_type=input_type,
-        fill=mean if feature.fill == "mean" else feature.fill,
-        offset=mean if standard else 0.0,
-        scale=(moments.deviation() or 1.0) if standard else 1.0,  # a constant column has deviation 0
+        **named,
+        fill=fill,
+        nan=nan,
+        positive_infinity=above,
+        negative_infinity=below,
+        low=low,
+        high=high,
+        log1p=feature.normalize == "log1p",
+        offset=offset,
+        scale=scale or 1.0,  # a constant column has deviation 0
+        null_flag=feature.null_flag,
     )
 
 
-def _fit_categorical(
-    feature: Categorical, counts: Mapping[str, int], input_type: InputType
-) -> FittedCategorical:
-    frequent = [(value, count) for value, count in counts.items() if count >= feature.min_count]
-    frequent.sort(key=lambda item: (-item[1], item[0]))
-    vocabulary = tuple(value for value, _ in frequent[: feature.max_size])
-    return FittedCategorical(
-        name=feature.name, column=feature.source, input_type=input_type, vocabulary=vocabulary
-    )
+def _fit_target(target: Target, found: Survey, input_type: InputType) -> FittedTarget:
+    classes: tuple[str, ...] = ()
+    if target.kind == "multiclass":
+        values = [value for value, _ in found.values[target.source].counts]
+        # by value, so that a class keeps its number when the counts change
+        classes = tuple(sorted(values, key=lambda text: (int(text), "") if input_type == "long" else (0, text)))
+    named = {"name": target.name, "column": target.source, "input_type": input_type}
+    return FittedTarget(**named, kind=target.kind, classes=classes)
 
 
-def count_partition(
-    batches: Iterable[pa.RecordBatch], numeric: Mapping[str, str], categorical: Mapping[str, str]
-) -> Iterator[pa.RecordBatch]:
-    """Count one Spark partition; runs on an executor.
-
-    Args:
-        numeric, categorical: column of the batches by feature.
-
-    Yields one batch of (topic, key, count, moments): rows by rule and by split, training rows by value of
-    each categorical column, and the moments of each numeric column.
-    """
-    counts: Counter[tuple[str, str]] = Counter()
-    moments = {name: Moments() for name in numeric}
-    for batch in batches:
-        _count_values(counts, "rule", batch.column(RULE_COLUMN))
-        kept = batch.filter(pc.is_null(batch.column(RULE_COLUMN)))
-        _count_values(counts, "split", kept.column(SPLIT_COLUMN))
-        is_training = pc.equal(kept.column(SPLIT_COLUMN), "train")
-        training = kept.filter(is_training)
-        for name, column in categorical.items():
-            _count_values(counts, f"value:{name}", training.column(column).cast(pa.string()))
-        for name, column in numeric.items():
-            moments[name].add(kept.column(column), is_training.to_numpy(zero_copy_only=False))
-    rows = [
-        {"topic": topic, "key": key, "count": count, "moments": []} for (topic, key), count in counts.items()
-    ]
-    rows += [
-        {"topic": "moments", "key": name, "count": m.count, "moments": [m.to_text()]}
-        for name, m in moments.items()
-    ]
-    yield pa.RecordBatch.from_pylist(rows, schema=_BATCH_SCHEMA)
-
-
-def _count_values(counts: Counter[tuple[str, str]], topic: str, column: pa.Array) -> None:
-    for item in pc.value_counts(column):
-        value = item["values"].as_py()
-        if value is not None:
-            counts[topic, value] += item["counts"].as_py()
+def _fit_weight(weight: str, found: Survey, types: Mapping[str, InputType]) -> FittedWeight:
+    mean = found.numbers[weight, _PLAIN].mean()
+    return FittedWeight(name=weight, column=weight, input_type=types[weight], scale=mean or 1.0)

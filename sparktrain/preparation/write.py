@@ -1,187 +1,302 @@
-"""Writing parts with pyarrow inside Spark's Python workers.
+"""Writing parts: spooled rows become what the model takes, in exactly equal shares, with pyarrow.
 
-That gives exact row groups, page checksums and required columns on every Spark version, and needs no output
-committer: only files that a successful task returned get into the manifest, so a retried task's leftovers are
-never seen.
+That gives exact row groups, page checksums, required columns and fixed-size values on every Spark version, and needs
+no output committer: only files that a successful task returned get into the manifest, so a retried task's leftovers
+are never seen. Features are applied by `FittedFeatures.transform`, the one that serving uses.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyspark import TaskContext
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from numpy.typing import NDArray
+from pyspark.sql import SparkSession
 
 from sparktrain.config import PrepareConfig
+from sparktrain.dataset.layout import ColumnSpec, Layout, pack, stored_schema
 from sparktrain.dataset.manifest import Part
 from sparktrain.features import FittedCategorical, FittedFeatures
-from sparktrain.preparation.apply import feature_columns, target_column
-from sparktrain.preparation.split import ORDER_COLUMN, ROW_ID_COLUMN, SPLIT_COLUMN, add_order
+from sparktrain.features.fitted import UNKNOWN_CODE
+from sparktrain.preparation.split import ROW_ID_COLUMN, SPLITS
+from sparktrain.preparation.survey import Spool
 
-_RETURNED = (
-    "split string, part int, path string, rows bigint, row_groups array<bigint>, size_bytes bigint, "
-    "digest string"
-)
-_RETURNED_ARROW = pa.schema(
-    [
-        ("split", pa.string()),
-        ("part", pa.int32()),
-        ("path", pa.string()),
-        ("rows", pa.int64()),
-        ("row_groups", pa.list_(pa.int64())),
-        ("size_bytes", pa.int64()),
-        ("digest", pa.string()),
-    ]
-)
+_SCHEMA = "split string, part int, content string"
+_ARROW_SCHEMA = pa.schema([("split", pa.string()), ("part", pa.int32()), ("content", pa.string())])
 _LARGEST_DICTIONARY = 4096
+_MIN_CHUNK_ROWS, _MAX_CHUNK_BYTES = 32_768, 64 << 20
 
 
-def part_schema(features: FittedFeatures) -> pa.Schema:
-    """Columns of a part: row id, features, target; all required, which decodes twice as fast as nullable."""
-    columns = [(ROW_ID_COLUMN, pa.int64())]
-    columns += [
-        (f.name, pa.int32() if isinstance(f, FittedCategorical) else pa.float32()) for f in features.features
-    ]
-    columns.append((features.target.name, pa.float32()))
-    return pa.schema([pa.field(name, dtype, nullable=False) for name, dtype in columns])
+class Stretch(NamedTuple):
+    """Rows `start` to `stop` of a spool."""
+
+    spool: Spool
+    start: int
+    stop: int
+
+
+@dataclass
+class Written:
+    """A split as it was written.
+
+    Attributes:
+        parts: in the order of the manifest.
+        unknown: rows whose value a vocabulary lacks, by feature.
+        nulls: rows whose raw value was null, by feature.
+        classes: rows by value of each target that has classes (binary, multiclass).
+        sums: (sum, sum of squares) of each target that has none.
+    """
+
+    parts: list[Part] = field(default_factory=list)
+    unknown: Counter[str] = field(default_factory=Counter)
+    nulls: Counter[str] = field(default_factory=Counter)
+    classes: dict[str, Counter[str]] = field(default_factory=dict)
+    sums: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+
+def column_specs(features: FittedFeatures) -> tuple[ColumnSpec, ...]:
+    """Columns of a dataset: row id, features, targets, weight."""
+    passed_on = {f.name for f in features.features if f.kind == "passthrough"}
+    specs = [ColumnSpec(name=ROW_ID_COLUMN, dtype="int64", role="row_id")]
+    for output in features.outputs:
+        role = "passthrough" if output.name in passed_on else "feature"
+        specs.append(_spec(output.name, output.dtype, output.shape, role))
+    specs += [_spec(target.name, target.dtype, (), "target") for target in features.targets]
+    if features.weight is not None:
+        specs.append(_spec(features.weight.name, "float32", (), "weight"))
+    return tuple(specs)
+
+
+def _spec(name: str, dtype: str, shape: tuple[int, ...], role: str) -> ColumnSpec:
+    return ColumnSpec.model_validate({"name": name, "dtype": dtype, "shape": shape, "role": role})
 
 
 def write_parts(
-    kept: DataFrame, features: FittedFeatures, directory: Path, config: PrepareConfig
-) -> dict[str, list[Part]]:
-    """Encode, shuffle once over the whole dataset, and write one part per Spark partition and split.
+    spark: SparkSession,
+    spools: Sequence[Spool],
+    raw_columns: Sequence[str],
+    features: FittedFeatures,
+    directory: Path,
+    config: PrepareConfig,
+) -> dict[str, Written]:
+    """Apply the features to the spooled rows and write `config.num_parts` parts for each split.
 
     Args:
-        kept: clean raw rows with `row_id` and `_split`.
+        spools: in their order, which is the order of the rows.
+        raw_columns: of the spools, after the row id.
         directory: absolute, seen by all executors; parts go to `<split>/part-….parquet` in it.
-
-    Returns:
-        The parts of each split, in the order of the manifest.
     """
-    values = [F.col(ROW_ID_COLUMN), *feature_columns(features), target_column(features)]
-    # By number, because mapInArrow takes the dot in a name for a field of a struct.
-    numbered = [column.alias(f"_{number}") for number, column in enumerate(values)]
-    encoded = add_order(kept, config.seed).select(SPLIT_COLUMN, ORDER_COLUMN, *numbered)
-    # The number is given, so that adaptive execution leaves the partitions alone. All columns break ties, so
-    # that rows with one key come out in one order whatever order they arrived in.
-    ordered = encoded.repartition(config.num_parts, ORDER_COLUMN).sortWithinPartitions(*encoded.columns)
-    dictionary = [f.name for f in features.categorical if f.num_codes <= _LARGEST_DICTIONARY]
+    shares = [_shares(spools, number, config.num_parts) for number in range(config.num_parts)]
     writer = partial(
-        write_partition,
+        write_share,
+        shares=shares,
+        raw_columns=tuple(raw_columns),
+        features=features,
         directory=str(directory),
-        schema=part_schema(features),
-        rows_per_row_group=config.rows_per_row_group,
-        compression=config.compression,
-        dictionary=tuple(dictionary),
+        config=config,
     )
-    parts: dict[str, list[Part]] = {}
-    for row in sorted(ordered.mapInArrow(writer, _RETURNED).collect(), key=lambda r: (r["split"], r["part"])):
-        fields = row.asDict()
-        del fields["part"]
-        parts.setdefault(fields.pop("split"), []).append(Part.model_validate(fields))
-    return parts
+    numbers = spark.range(0, config.num_parts, 1, config.num_parts)
+    found: dict[str, Written] = {split: Written() for split in SPLITS}
+    rows = numbers.mapInArrow(writer, _SCHEMA).collect()
+    for row in sorted(rows, key=lambda row: int(row["part"])):
+        _add(found[row["split"]], json.loads(row["content"]))
+    return found
 
 
-def write_partition(
+def _shares(spools: Sequence[Spool], number: int, size: int) -> dict[str, list[Stretch]]:
+    """The rows of part `number` of each split: equal shares, to one row, of all its rows in their order."""
+    shares: dict[str, list[Stretch]] = {}
+    for code, split in enumerate(SPLITS):
+        total = sum(spool.rows[code] for spool in spools)
+        first, last = number * total // size, (number + 1) * total // size
+        seen = 0
+        for spool in spools:
+            rows, begin = spool.rows[code], sum(spool.rows[:code])
+            low, high = max(first - seen, 0), min(last - seen, rows)
+            if low < high:
+                shares.setdefault(split, []).append(Stretch(spool, begin + low, begin + high))
+            seen += rows
+    return shares
+
+
+def _add(found: Written, content: Mapping[str, Any]) -> None:
+    found.parts.append(Part.model_validate(content["part"]))
+    found.unknown.update(content["unknown"])
+    found.nulls.update(content["nulls"])
+    for name, counts in content["classes"].items():
+        found.classes.setdefault(name, Counter()).update(counts)
+    for name, (plain, squares) in content["sums"].items():
+        before = found.sums.get(name, (0.0, 0.0))
+        found.sums[name] = (before[0] + plain, before[1] + squares)
+
+
+# --- on an executor -------------------------------------------------------------------------------------------
+
+
+def write_share(
     batches: Iterable[pa.RecordBatch],
+    shares: Sequence[Mapping[str, Sequence[Stretch]]],
+    raw_columns: Sequence[str],
+    features: FittedFeatures,
     directory: str,
-    schema: pa.Schema,
-    rows_per_row_group: int,
-    compression: str,
-    dictionary: tuple[str, ...],
+    config: PrepareConfig,
 ) -> Iterator[pa.RecordBatch]:
-    """Write one Spark partition, whose rows come split by split; runs on an executor."""
-    context = TaskContext.get()
-    assert context is not None
-    number = context.partitionId()
-    writer: _PartWriter | None = None
-    for split, rows in _by_split(batches, schema):
-        if writer is not None and writer.split != split:
-            yield writer.close()
-            writer = None
-        writer = writer or _PartWriter(
-            Path(directory), split, number, schema, rows_per_row_group, compression, dictionary
-        )
-        writer.write(rows)
-    if writer is not None:
-        yield writer.close()
-
-
-def _by_split(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[tuple[str, pa.Table]]:
+    """Write the parts of the given numbers, one for each split that has rows."""
     for batch in batches:
-        table = pa.Table.from_batches([batch])
-        for split in table[SPLIT_COLUMN].unique().to_pylist():
-            rows = table.filter(pa.compute.equal(table[SPLIT_COLUMN], split))
-            yield split, pa.table(rows.drop_columns([SPLIT_COLUMN, ORDER_COLUMN]).columns, schema=schema)
+        for number in batch.column(0).to_pylist():
+            for split, stretches in shares[number].items():
+                writer = _PartWriter(Path(directory), split, number, features, config)
+                for rows in _chunks(stretches, raw_columns, writer.chunk_rows):
+                    writer.write(rows)
+                yield pa.RecordBatch.from_pylist([writer.close()], schema=_ARROW_SCHEMA)
+
+
+def _chunks(stretches: Sequence[Stretch], raw_columns: Sequence[str], size: int) -> Iterator[pa.Table]:
+    """Spooled rows, `size` at a time, under their columns' names."""
+    names = [ROW_ID_COLUMN, *raw_columns]
+    pending: list[pa.RecordBatch] = []
+    rows = 0
+    for stretch in stretches:
+        for batch in _read(stretch):
+            while rows + batch.num_rows >= size:
+                pending.append(batch.slice(0, size - rows))
+                yield pa.Table.from_batches(pending).rename_columns(names).combine_chunks()
+                batch = batch.slice(size - rows)
+                pending, rows = [], 0
+            if batch.num_rows:
+                pending.append(batch)
+                rows += batch.num_rows
+    if pending:
+        yield pa.Table.from_batches(pending).rename_columns(names).combine_chunks()
+
+
+def _read(stretch: Stretch) -> Iterator[pa.RecordBatch]:
+    with pa.memory_map(stretch.spool.path) as source, pa.ipc.open_file(source) as file:
+        begin = 0
+        for number, rows in enumerate(stretch.spool.batch_rows):
+            low, high = max(stretch.start - begin, 0), min(stretch.stop - begin, rows)
+            if low < high:
+                yield file.get_batch(number).slice(low, high - low)
+            begin += rows
 
 
 class _PartWriter:
-    """One Parquet file: buffers rows until a row group is full."""
+    """One Parquet file, and what there is to count of its rows."""
 
     def __init__(
-        self,
-        directory: Path,
-        split: str,
-        number: int,
-        schema: pa.Schema,
-        rows_per_row_group: int,
-        compression: str,
-        dictionary: Sequence[str],
+        self, directory: Path, split: str, number: int, features: FittedFeatures, config: PrepareConfig
     ) -> None:
-        self.split = split
-        self._number = number
-        self._rows_per_row_group = rows_per_row_group
-        # The token keeps two tries of a Spark task from writing one file; only the successful one's is in the
-        # manifest.
+        self._split, self._number, self._features = split, number, features
+        self._specs, self._layout = column_specs(features), config.layout
+        self._row_group_rows = config.rows_per_row_group
+        # The token keeps two tries of a Spark task from writing one file.
         self._path = Path(split) / f"part-{number:05d}-{secrets.token_hex(4)}.parquet"
         self._file = directory / self._path
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = pq.ParquetWriter(
-            self._file,
-            schema,
-            compression=compression,
-            use_dictionary=list(dictionary),
-            write_page_checksum=True,
-            store_schema=False,
-        )
-        self._pending = schema.empty_table()
+        schema = stored_schema(self._specs, self._layout)
+        self._writer = pq.ParquetWriter(self._file, schema, **_encodings(self._specs, features, config))
         self._row_groups: list[int] = []
         self._digest = hashlib.blake2b(digest_size=16)
+        self._found = Written()
+        self._vocabularies = [
+            f.name for f in features.features if isinstance(f, FittedCategorical) and f.num_buckets is None
+        ]
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows that are worth a call and fit into memory: whole row groups."""
+        row_bytes = sum(np.dtype(s.dtype).itemsize * int(np.prod(s.shape)) for s in self._specs if s.dtype != "string")
+        wanted = max(min(_MIN_CHUNK_ROWS, _MAX_CHUNK_BYTES // max(row_bytes, 1)), 1)
+        return -(-wanted // self._row_group_rows) * self._row_group_rows
 
     def write(self, rows: pa.Table) -> None:
-        self._pending = pa.concat_tables([self._pending, rows])
-        while len(self._pending) >= self._rows_per_row_group:
-            self._write_row_group(self._pending.slice(0, self._rows_per_row_group))
-            self._pending = self._pending.slice(self._rows_per_row_group)
+        features = self._features
+        columns: dict[str, NDArray[Any]] = {ROW_ID_COLUMN: rows[ROW_ID_COLUMN].to_numpy()}
+        columns |= features.transform(rows)
+        columns |= features.transform_targets(rows)
+        if features.weight is not None:
+            column = rows[features.weight.column].combine_chunks()
+            columns[features.weight.name] = features.weight.transform(column)
+        self._count(rows, columns)
+        for start in range(0, len(rows), self._row_group_rows):
+            stop = min(start + self._row_group_rows, len(rows))
+            # Values, not file bytes: the fingerprint shall not depend on the codec or on pyarrow's version.
+            for spec in self._specs:
+                self._digest.update(_bytes_of(columns[spec.name][start:stop]))
+            self._row_groups.append(stop - start)
+        table = pack(columns, self._specs, self._layout)
+        self._writer.write_table(table, row_group_size=self._row_group_rows)
 
-    def close(self) -> pa.RecordBatch:
-        if len(self._pending):
-            self._write_row_group(self._pending)
+    def _count(self, rows: pa.Table, columns: Mapping[str, NDArray[Any]]) -> None:
+        for feature in self._features.features:
+            if nulls := rows[feature.column].null_count:
+                self._found.nulls[feature.name] += nulls
+        for name in self._vocabularies:
+            if unknown := int(np.count_nonzero(columns[name] == UNKNOWN_CODE)):
+                self._found.unknown[name] += unknown
+        for target in self._features.targets:
+            values = columns[target.name]
+            if target.kind == "regression":
+                exact = values.astype(np.float64)
+                plain, squares = self._found.sums.get(target.name, (0.0, 0.0))
+                self._found.sums[target.name] = plain + float(exact.sum()), squares + float(exact @ exact)
+                continue
+            counts = self._found.classes.setdefault(target.name, Counter())
+            for code, count in enumerate(np.bincount(values.astype(np.int64)).tolist()):
+                if count:
+                    counts[target.classes[code] if target.classes else str(code)] += count
+
+    def close(self) -> dict[str, Any]:
         self._writer.close()
-        returned = {
-            "split": self.split,
-            "part": self._number,
+        with self._file.open("rb") as file:
+            os.fsync(file.fileno())  # the manifest that names it shall not outlive it
+        part = {
             "path": self._path.as_posix(),
             "rows": sum(self._row_groups),
             "row_groups": self._row_groups,
             "size_bytes": self._file.stat().st_size,
             "digest": self._digest.hexdigest(),
         }
-        return pa.RecordBatch.from_pylist([returned], schema=_RETURNED_ARROW)
+        found = self._found
+        counted = {"unknown": found.unknown, "nulls": found.nulls, "classes": found.classes, "sums": found.sums}
+        return {"split": self._split, "part": self._number, "content": json.dumps({"part": part, **counted})}
 
-    def _write_row_group(self, rows: pa.Table) -> None:
-        rows = rows.combine_chunks()
-        # Values, not file bytes: the fingerprint shall not depend on the codec or on pyarrow's version.
-        for column in rows.columns:
-            assert column.null_count == 0
-            for chunk in column.chunks:
-                self._digest.update(chunk.to_numpy(zero_copy_only=False).data)
-        self._writer.write_table(rows, row_group_size=len(rows))
-        self._row_groups.append(len(rows))
+
+def _encodings(
+    specs: Sequence[ColumnSpec], features: FittedFeatures, config: PrepareConfig
+) -> dict[str, Any]:
+    """Writer options: dictionaries only where they are small, and bytes apart where a strong codec follows."""
+    layout: Layout = config.layout
+    small = {o.name for o in features.categorical if o.num_codes is not None and o.num_codes <= _LARGEST_DICTIONARY}
+    dictionary = [s.name for s in specs if s.dtype == "string" or (layout == "columns" and s.name in small)]
+    options: dict[str, Any] = {
+        "compression": config.compression,
+        "use_dictionary": dictionary,
+        "write_page_checksum": True,
+        "store_schema": False,
+    }
+    if config.compression == "zstd" and layout == "columns":
+        floats = [s.name for s in specs if s.dtype in ("float32", "float64") and not s.shape]
+        options["use_byte_stream_split"] = floats
+    return options
+
+
+def _bytes_of(values: NDArray[Any]) -> bytes | memoryview:
+    if values.dtype.kind in "OU":
+        return json.dumps(values.tolist()).encode()
+    return np.ascontiguousarray(values).data.cast("B") if len(values) else b""

@@ -10,13 +10,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparktrain.dataset import Dataset, open_dataset
+from sparktrain.dataset.read import WRITE_CHECKSUMS
 from sparktrain.errors import DatasetInvalid, SchemaMismatch
 from sparktrain.testing import write_tiny_dataset
+
+checksums = pytest.mark.skipif(not WRITE_CHECKSUMS, reason="this pyarrow has no page checksums")
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
     return write_tiny_dataset(tmp_path / "tiny", 400, num_parts=3)
+
+
+@pytest.fixture(params=["columns", "blocks"])
+def any_layout(tmp_path: Path, request: pytest.FixtureRequest) -> Dataset:
+    return write_tiny_dataset(tmp_path / "tiny", 400, num_parts=3, vector_shape=(2,), layout=request.param)
 
 
 def part(dataset: Dataset, number: int) -> Path:
@@ -126,6 +134,28 @@ def test_schema_faults_of_several_kinds_come_with_everything_else(dataset: Datas
     assert "part-00001-tiny.parquet has" in str(caught.value)
 
 
+def test_faults_of_a_stored_block_are_named(tmp_path: Path) -> None:
+    dataset = write_tiny_dataset(tmp_path / "tiny", 400, num_parts=3, vector_shape=(2,), layout="blocks")
+
+    def change(table: pa.Table) -> pa.Table:
+        wider = pa.array([b"\0" * 12] * len(table), pa.binary(12))
+        place = table.schema.get_field_index("block_float32")
+        table = table.set_column(place, pa.field("block_float32", wider.type, nullable=False), wider)
+        return table.drop_columns(["vector"]).append_column("numeric_0", pa.nulls(len(table), pa.float32()))
+
+    changed = rewrite(dataset, 1, change)
+    for act in (changed.verify, lambda: list(changed.stream("train", 16)), lambda: changed.to_arrow("train")):
+        with pytest.raises(SchemaMismatch) as caught:
+            act()
+        for said in (
+            "part-00001-tiny.parquet",
+            "missing column `vector`",
+            "unexpected column `numeric_0`",
+            "column `block_float32` is fixed_size_binary[12], expected fixed_size_binary[8]",
+        ):
+            assert said in str(caught.value)
+
+
 def data_bytes(path: Path, row_group: int) -> np.ndarray:
     """Offsets of the pages of a row group, headers included."""
     columns = pq.read_metadata(path).row_group(row_group)
@@ -139,7 +169,9 @@ def data_bytes(path: Path, row_group: int) -> np.ndarray:
     return np.concatenate(offsets)
 
 
-def test_a_flipped_bit_in_a_page_is_never_read_as_data(dataset: Dataset) -> None:
+@checksums
+def test_a_flipped_bit_in_a_page_is_never_read_as_data(any_layout: Dataset) -> None:
+    dataset = any_layout
     stored = dataset.to_arrow("train")
     path = part(dataset, 1)
     sound = path.read_bytes()
@@ -159,7 +191,9 @@ def test_a_flipped_bit_in_a_page_is_never_read_as_data(dataset: Dataset) -> None
     assert detected > 150
 
 
-def test_a_flipped_bit_reaches_the_consumer_of_a_stream(dataset: Dataset) -> None:
+@checksums
+def test_a_flipped_bit_reaches_the_consumer_of_a_stream(any_layout: Dataset) -> None:
+    dataset = any_layout
     path = part(dataset, 1)
     damaged = bytearray(path.read_bytes())
     damaged[data_bytes(path, 1)[-1]] ^= 1

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sparktrain.dataset import Manifest, open_dataset
@@ -32,7 +34,7 @@ def test_a_dataset_says_what_it_holds(tmp_path: Path) -> None:
 def test_a_split_is_read_as_arrow_in_the_stored_order(tmp_path: Path) -> None:
     dataset = write_tiny_dataset(tmp_path / "tiny", [[10, 3], [], [7]], validation_rows=5)
     assert dataset.to_arrow("train")["row_id"].to_pylist() == list(range(20))
-    assert dataset.to_arrow("train").schema == dataset.manifest.schema
+    assert dataset.to_arrow("train").schema == dataset.manifest.logical_schema
     assert dataset.to_arrow("validation", ["label", "row_id"]).column_names == ["label", "row_id"]
     assert dataset.to_arrow("test").num_rows == 0
     with pytest.raises(NameUnknown, match=r"no column `lable`.* Did you mean `label`"):
@@ -43,9 +45,13 @@ def test_examples_are_raw_rows_that_the_features_can_read(tmp_path: Path) -> Non
     dataset = write_tiny_dataset(tmp_path / "tiny", 10)
     assert dataset.examples()["category_0"].to_pylist() == ["red", "green", "blue", "grey"]
     assert set(dataset.features.transform(dataset.examples())) == {"numeric_0", "numeric_1", "category_0"}
-    (dataset.path / "examples.json").write_text('[{"numeric_0": "text"}]')
-    with pytest.raises(DatasetInvalid, match=r"examples\.json can't be read"):
+    pq.write_table(pa.table({"numeric_0": [0.5]}), dataset.path / "examples.parquet")
+    with pytest.raises(DatasetInvalid, match=r"examples\.parquet lacks .*: numeric_1, category_0"):
         dataset.examples()
+    for damage in (lambda path: path.write_text("PAR1"), Path.unlink):
+        damage(dataset.path / "examples.parquet")
+        with pytest.raises(DatasetInvalid, match=r"examples\.parquet can't be read"):
+            dataset.examples()
 
 
 def test_the_newest_dataset_of_a_name_is_found(tmp_path: Path) -> None:
@@ -78,11 +84,11 @@ def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path, content: str) -> 
         open_dataset(tmp_path)
 
 
-@pytest.mark.parametrize("content", ['{"format": "sparktrain.dataset/2"}', "{}", "[]"])
+@pytest.mark.parametrize("content", ['{"format": "sparktrain.dataset/1"}', "{}", "[]"])
 def test_a_format_of_another_version_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(
-        DatasetInvalid, match=r"format is .*this version of sparktrain reads 'sparktrain.dataset/1'"
+        DatasetInvalid, match=r"format is .*this version of sparktrain reads 'sparktrain.dataset/2'"
     ):
         open_dataset(tmp_path)
 
@@ -93,8 +99,12 @@ def test_a_format_of_another_version_is_refused(tmp_path: Path, content: str) ->
         ({"surprise": 1}, "surprise"),
         ({"fingerprint": "abc"}, "fingerprint"),
         ({"rows_in": -1}, "rows_in"),
-        ({"columns": [{"name": "a", "dtype": "float64", "role": "feature"}]}, "dtype"),
+        ({"columns": [{"name": "a", "dtype": "float16", "role": "feature"}]}, "dtype"),
         ({"columns": [{"name": "a", "dtype": "int32", "role": "feature"}] * 2}, "occur twice: a"),
+        ({"columns": [{"name": "a", "dtype": "int32", "role": "feature", "shape": [0]}]}, "shape"),
+        ({"columns": [{"name": "a", "dtype": "string", "role": "feature", "shape": [2]}]}, "no shape"),
+        ({"columns": [{"name": "a", "dtype": "int32", "role": "label"}]}, "role"),
+        ({"layout": "rows"}, "layout"),
         ({"columns": [{"name": "row_weight", "dtype": "float32", "role": "feature"}]}, "row_weight"),
     ],
 )

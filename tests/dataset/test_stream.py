@@ -291,15 +291,15 @@ def test_an_error_of_the_reader_reaches_the_consumer_after_the_batches_before_it
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = []
-    read_blocks = RowGroupReader.read_blocks
+    read_stacks = RowGroupReader.read_stacks
 
     def fail_late(self: RowGroupReader, *arguments: Any) -> Any:
         reads.append(arguments)
         if len(reads) == 12:
             raise OSError("the disk is gone")
-        return read_blocks(self, *arguments)
+        return read_stacks(self, *arguments)
 
-    monkeypatch.setattr(RowGroupReader, "read_blocks", fail_late)
+    monkeypatch.setattr(RowGroupReader, "read_stacks", fail_late)
     taken = []
     with pytest.raises(OSError, match="the disk is gone"):
         for batch in dataset.stream("train", 16, num_prefetch=1):
@@ -347,13 +347,13 @@ def test_the_reader_waits_when_enough_batches_are_ready(
 
 
 def test_waiting_is_measured(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    read_blocks = RowGroupReader.read_blocks
+    read_stacks = RowGroupReader.read_stacks
 
     def slow(self: RowGroupReader, *arguments: Any) -> Any:
         time.sleep(0.02)
-        return read_blocks(self, *arguments)
+        return read_stacks(self, *arguments)
 
-    monkeypatch.setattr(RowGroupReader, "read_blocks", slow)
+    monkeypatch.setattr(RowGroupReader, "read_stacks", slow)
     stream = dataset.stream("train", 32)
     assert stream.wait_seconds == 0.0
     began = time.perf_counter()
@@ -396,3 +396,85 @@ def test_datasets_are_opened_without_torch(dataset: Dataset) -> None:
     command = [sys.executable, "-c", program, str(dataset.path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert ended.stdout.split()[1:] == ["False", "False"]
+
+
+@pytest.fixture(scope="module")
+def shaped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
+    """The same rows in both layouts."""
+    home = tmp_path_factory.mktemp("shaped")
+    return {
+        layout: write_tiny_dataset(
+            home / layout,
+            UNEQUAL,
+            num_numeric=3,
+            num_categorical=2,
+            vector_shape=(2, 3),
+            vector_dtype="uint8",
+            text=True,
+            layout=layout,
+        )
+        for layout in ("columns", "blocks")
+    }
+
+
+@pytest.mark.parametrize("tail", ["drop", "mask"])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("num_prefetch", [1, 4])
+def test_both_layouts_give_the_same_batches(
+    shaped: dict[str, Dataset], tail: Any, shuffle: bool, num_prefetch: int
+) -> None:
+    for size in (1, 3):
+        for rank in range(size):
+            options: Any = {"tail": tail, "shuffle": shuffle, "num_prefetch": num_prefetch}
+            streams = [
+                dataset.stream("train", 32, world=World(rank, size), **options) for dataset in shaped.values()
+            ]
+            for columns, blocks in zip(*streams, strict=True):
+                assert list(columns) == list(blocks)
+                for name, values in columns.items():
+                    assert values.dtype == blocks[name].dtype
+                    assert torch.equal(values, blocks[name])
+
+
+@pytest.mark.parametrize("layout", ["columns", "blocks"])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_column_with_a_shape_comes_in_its_shape(
+    shaped: dict[str, Dataset], layout: str, shuffle: bool
+) -> None:
+    dataset = shaped[layout]
+    stored = dataset.to_arrow("train")
+    order = np.argsort(stored["row_id"].to_numpy())
+    vectors = np.array(stored["vector"].to_pylist(), np.uint8).reshape(-1, 2, 3)
+    seen = 0
+    for batch in dataset.stream("train", 32, tail="mask", shuffle=shuffle):
+        assert "text" not in batch
+        rows = order[batch["row_id"].numpy()]
+        assert batch["vector"].dtype == torch.uint8
+        assert np.array_equal(batch["vector"].numpy(), vectors[rows])
+        for name in ("numeric_2", "category_0", "category_1", "label"):
+            assert np.array_equal(batch[name].numpy(), stored[name].to_numpy()[rows])
+        seen += int(batch["row_weight"].sum())
+    assert seen == dataset.num_rows("train")
+
+
+@pytest.mark.parametrize("layout", ["columns", "blocks"])
+def test_some_columns_of_a_block_can_be_chosen(shaped: dict[str, Dataset], layout: str) -> None:
+    names = ["numeric_2", "vector", "row_id", "numeric_0"]
+    whole = shaped["columns"].stream("train", 32)
+    for some, every in zip(shaped[layout].stream("train", 32, columns=names), whole, strict=True):
+        assert list(some) == [*names, "row_weight"]
+        assert all(torch.equal(some[name], every[name]) for name in names)
+
+
+def test_text_is_never_streamed(shaped: dict[str, Dataset]) -> None:
+    for dataset in shaped.values():
+        with pytest.raises(ConfigError, match="column `text` is text, a stream gives numbers; read it by"):
+            dataset.stream("train", 32, columns=["row_id", "text"])
+
+
+def test_batches_do_not_change_after_they_were_handed_out(shaped: dict[str, Dataset]) -> None:
+    for dataset in shaped.values():
+        for shuffle in (True, False):
+            stream = dataset.stream("train", 32, shuffle=shuffle)
+            kept = [(batch, {name: values.clone() for name, values in batch.items()}) for batch in stream]
+            assert all(torch.equal(batch[name], copy[name]) for batch, copy in kept for name in copy)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fixtures.command import Workplace
 
-COMMANDS = ("prepare", "train", "score", "run", "doctor")
+COMMANDS = ("prepare", "train", "score", "run", "doctor", "check")
 
 
 def help_of(workplace: Workplace, *command: str) -> str:

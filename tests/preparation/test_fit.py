@@ -157,7 +157,9 @@ def test_the_same_rows_in_another_order_and_partitioning_give_the_same_bytes(
         dataset = preparing(df, root=tmp_path_factory.mktemp("order"))
         assert dataset.fingerprint == prepared.fingerprint
         assert (dataset.path / "features.json").read_bytes() == (prepared.path / "features.json").read_bytes()
-        assert (dataset.path / "examples.json").read_bytes() == (prepared.path / "examples.json").read_bytes()
+        assert (dataset.path / "examples.parquet").read_bytes() == (
+            prepared.path / "examples.parquet"
+        ).read_bytes()
         for split in ("train", "validation", "test"):
             assert dataset.to_arrow(split).equals(prepared.to_arrow(split))
         assert dataset.manifest.quarantined == prepared.manifest.quarantined

@@ -42,7 +42,7 @@ def test_a_dataset_lies_under_its_name_and_fingerprint(prepared: Dataset) -> Non
     assert prepared.path.parent.name == "shop" == prepared.manifest.name
     assert open_dataset(prepared.path.parent) == prepared
     assert sorted(p.name for p in prepared.path.iterdir()) == [
-        "examples.json", "features.json", "manifest.json", "quarantine", "test", "train", "validation",
+        "examples.parquet", "features.json", "manifest.json", "quarantine", "test", "train", "validation",
     ]  # fmt: skip
     on_disk = {p for split in prepared.manifest.splits for p in (prepared.path / split).iterdir()}
     assert on_disk == {path for path, _ in parts(prepared)}

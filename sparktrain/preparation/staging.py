@@ -1,0 +1,59 @@
+"""The directory in which a dataset grows until it is whole: gone when anything fails, and tidied up after a kill."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sparktrain.storage import commit_json
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = ".staging-"
+_OWNER_FILE = "owner.json"
+_ABANDONED_SECONDS = 7 * 24 * 3600
+
+
+@contextmanager
+def staging_directory(home: Path) -> Iterator[Path]:
+    """Make a directory beside the datasets of `home`; whatever is left in it at the end is deleted."""
+    _remove_abandoned(home)
+    staging = home / f"{_PREFIX}{secrets.token_hex(6)}"
+    staging.mkdir()
+    commit_json(staging / _OWNER_FILE, {"host": socket.gethostname(), "pid": os.getpid()})
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # already moved away when all went well
+
+
+def leave(staging: Path) -> None:
+    """Take out what only the growing needed, before the directory becomes a dataset."""
+    shutil.rmtree(staging / "spool", ignore_errors=True)
+    (staging / _OWNER_FILE).unlink()
+
+
+def _remove_abandoned(home: Path) -> None:
+    """Delete what killed preparations left: those of this host whose process is gone, and old ones of others."""
+    for left in home.glob(f"{_PREFIX}*"):
+        if _is_abandoned(left):
+            logger.warning("removing what a stopped preparation left: %s", left)
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_abandoned(left: Path) -> bool:
+    try:
+        owner = json.loads((left / _OWNER_FILE).read_bytes())
+        if owner["host"] == socket.gethostname():
+            return not Path(f"/proc/{int(owner['pid'])}").exists() if Path("/proc").exists() else False
+        return time.time() - left.stat().st_mtime > _ABANDONED_SECONDS
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # just made, or just gone

@@ -1,0 +1,427 @@
+"""The one look at the source: rows are shuffled once, spooled as they are, and everything is counted.
+
+Each Spark partition leaves its kept rows in an Arrow file under the staging directory, in their final order, and its
+quarantined rows in a Parquet file. What a feature needs to be fitted comes back as counts, so that features are
+applied afterwards, to the spooled rows, without a second look at the source.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark import TaskContext
+from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+
+from sparktrain.features.fitted import InputType, read_as
+from sparktrain.preparation.clean import RULE_COLUMN
+from sparktrain.preparation.counting import NumberCounter, Numbers, ValueCounter, merged_numbers
+from sparktrain.preparation.split import ROW_ID_COLUMN, SPLIT_COLUMN, SPLITS
+
+QUARANTINE = "quarantine"
+_PLACE, _ROW_ID, _RULE, _SOURCE = "_place", "_row_id", "_rule", "_source"
+_HASH_BITS = 61  # below the two bits of the split, in a positive int64
+_MAX_BATCH_ROWS, _MAX_BATCH_BYTES = 32_768, 64 << 20
+_MEAN_VALUE_BYTES = 16
+
+_SCHEMA = "topic string, key string, count bigint, payload string"
+_COUNTS = pa.schema(
+    [("topic", pa.string()), ("key", pa.string()), ("count", pa.int64()), ("payload", pa.string())]
+)
+_QUARANTINED = pa.schema([("rule", pa.string()), ("row", pa.string())])
+
+
+class View(NamedTuple):
+    """How numbers are looked at: clipped to [low, high] (None: as they are), with the sketch's `bits`."""
+
+    low: float | None
+    high: float | None
+    bits: int
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to count of one raw column.
+
+    Attributes:
+        column: its name.
+        input_type: what features read it as.
+        views: numbers to count of it.
+        max_values, min_count: of the vocabularies made of it; None: its values are not counted.
+        all_splits: count values in every split, not only in the training rows.
+    """
+
+    column: str
+    input_type: InputType
+    views: tuple[View, ...] = ()
+    max_values: int | None = None
+    min_count: int = 1
+    all_splits: bool = False
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values of a raw column.
+
+    Attributes:
+        counts: the most frequent ones with their rows, by falling count, ties by code points.
+        distinct: how many different ones there were.
+    """
+
+    counts: tuple[tuple[str, int], ...] = ()
+    distinct: int = 0
+
+
+@dataclass(frozen=True)
+class Spool:
+    """Kept rows of one Spark partition, as they came: an Arrow file.
+
+    Attributes:
+        path: of the file.
+        rows: by split, in the order train, validation, test, in which the rows lie in the file.
+        batch_rows: rows of each record batch.
+    """
+
+    path: str
+    rows: tuple[int, int, int]
+    batch_rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the look at the source found.
+
+    Attributes:
+        rows_in: rows of the source.
+        quarantined: rows by the rule that they broke.
+        split_rows: rows kept, by split.
+        numbers: by raw column and view.
+        values: by raw column.
+        nulls, train_nulls: by raw column, in all splits and in the train split.
+        spools: in the order of the Spark partitions.
+    """
+
+    rows_in: int
+    quarantined: dict[str, int]
+    split_rows: dict[str, int]
+    numbers: dict[tuple[str, View], Numbers]
+    values: dict[str, Values]
+    nulls: dict[str, int]
+    train_nulls: dict[str, int]
+    spools: tuple[Spool, ...]
+
+    @property
+    def rows_kept(self) -> int:
+        return sum(self.split_rows.values())
+
+
+def survey(
+    marked: DataFrame,
+    source_columns: Sequence[str],
+    wanted: Sequence[Wanted],
+    staging: Path,
+    *,
+    num_parts: int,
+    seed: int,
+    row_bytes: int = 0,
+) -> Survey:
+    """Shuffle, spool and count the rows, in one Spark job.
+
+    Args:
+        marked: source rows with `row_id`, `_split` and `_broken_rule`.
+        source_columns: what a quarantined row shows of itself.
+        wanted: the raw columns to spool, in this order.
+        staging: directory that all executors see.
+        num_parts: Spark partitions of the shuffle.
+        seed: of the shuffle.
+        row_bytes: of vectors and images in a row, which make record batches smaller.
+    """
+    raw = [F.col(f"`{w.column}`").alias(f"_{number}") for number, w in enumerate(wanted)]
+    broken = F.col(RULE_COLUMN).isNotNull()
+    whole = F.when(broken, F.to_json(F.struct(*[F.col(f"`{name}`") for name in source_columns])))
+    # By number, because mapInArrow takes the dot in a name for a field of a struct. They come first: Spark doubles
+    # what it knows of every expression before an alias of one of its columns, and these hold all columns.
+    rows = marked.select(
+        F.col(ROW_ID_COLUMN).alias(_ROW_ID),
+        *raw,
+        F.col(RULE_COLUMN).alias(_RULE),
+        whole.alias(_SOURCE),
+        place(raw, seed).alias(_PLACE),
+    )
+    # The number is given, so that adaptive execution leaves the partitions alone.
+    ordered = rows.repartition(num_parts, _PLACE).sortWithinPartitions(_PLACE)
+    worker = partial(survey_partition, staging=str(staging), wanted=tuple(wanted))
+    partials = ordered.mapInArrow(worker, _SCHEMA)
+    with _batches_of(marked.sparkSession, row_bytes + _MEAN_VALUE_BYTES * len(wanted)):
+        found = _most_frequent(partials, wanted).collect()
+    return _assemble([row.asDict() for row in found], wanted)
+
+
+def place(raw: Sequence[Column], seed: int) -> Column:
+    """Where a row lies: by split, then by a hash of all that it holds; int64, not negative.
+
+    All columns take part, so that many rows of one key do not crowd one part.
+    """
+    number = F.coalesce(
+        *[
+            F.when(F.col(RULE_COLUMN).isNull() & (F.col(SPLIT_COLUMN) == split), F.lit(code))
+            for code, split in enumerate(SPLITS)
+        ],
+        F.lit(len(SPLITS)),
+    ).cast("bigint")
+    mixed = F.xxhash64(F.lit("order"), F.lit(seed), F.col(ROW_ID_COLUMN), *raw)
+    return F.shiftleft(number, _HASH_BITS).bitwiseOR(F.shiftrightunsigned(mixed, 64 - _HASH_BITS))
+
+
+@contextmanager
+def _batches_of(spark: SparkSession, row_bytes: int) -> Iterator[None]:
+    """Record batches of a size that is worth a call and fits into memory, however wide a row is."""
+    name = "spark.sql.execution.arrow.maxRecordsPerBatch"
+    before = spark.conf.get(name)
+    rows = max(16, min(_MAX_BATCH_ROWS, _MAX_BATCH_BYTES // max(row_bytes, 1)))
+    spark.conf.set(name, str(rows))
+    try:
+        yield
+    finally:
+        spark.conf.set(name, before or "10000")
+
+
+def _most_frequent(partials: DataFrame, wanted: Sequence[Wanted]) -> DataFrame:
+    """Add the partial counts up, and leave on the executors the values that no vocabulary will hold."""
+    merged = partials.groupBy("topic", "key").agg(
+        F.sum("count").alias("count"), F.collect_list("payload").alias("payload")
+    )
+    limits = [w for w in wanted if w.max_values is not None]
+    if not limits:
+        return merged.withColumn("distinct", F.lit(0))
+    most = max(w.max_values or 0 for w in limits)
+    least = min(w.min_count for w in limits)
+    of_topic = Window.partitionBy("topic")
+    is_value = F.col("topic").startswith("value:")
+    ranked = merged.withColumns(
+        {
+            "rank": F.row_number().over(of_topic.orderBy(F.desc("count"), "key")),
+            "distinct": F.count(F.lit(1)).over(of_topic),
+        }
+    )
+    # the first of each column says how many there were
+    kept = ~is_value | (F.col("rank") == 1) | ((F.col("rank") <= most) & (F.col("count") >= least))
+    return ranked.where(kept).drop("rank")
+
+
+def _assemble(found: Sequence[Mapping[str, object]], wanted: Sequence[Wanted]) -> Survey:
+    by_topic: dict[str, list[Mapping[str, object]]] = {}
+    for row in found:
+        by_topic.setdefault(str(row["topic"]), []).append(row)
+
+    def counts(topic: str) -> dict[str, int]:
+        return {str(row["key"]): int(str(row["count"])) for row in by_topic.get(topic, [])}
+
+    def payloads(topic: str) -> dict[str, list[str]]:
+        return {str(row["key"]): list(row["payload"]) for row in by_topic.get(topic, [])}  # type: ignore[call-overload]
+
+    nulls, train_nulls = counts("nulls"), counts("train_nulls")
+    texts = payloads("numbers")
+    quarantined, split_rows = counts("rule"), counts("split")
+    spools = [json.loads(text) for texts in payloads("spool").values() for text in texts]
+    return Survey(
+        rows_in=sum(quarantined.values()) + sum(split_rows.values()),
+        quarantined=quarantined,
+        split_rows=split_rows,
+        numbers={
+            (w.column, view): merged_numbers(texts.get(f"{number}:{i}", ()), view.bits)
+            for number, w in enumerate(wanted)
+            for i, view in enumerate(w.views)
+        },
+        values={
+            w.column: _values(by_topic.get(f"value:{number}", []), w)
+            for number, w in enumerate(wanted)
+            if w.max_values is not None
+        },
+        nulls={w.column: nulls.get(str(number), 0) for number, w in enumerate(wanted)},
+        train_nulls={w.column: train_nulls.get(str(number), 0) for number, w in enumerate(wanted)},
+        spools=tuple(
+            Spool(path, tuple(rows), tuple(batches)) for _, path, rows, batches in sorted(spools)
+        ),
+    )
+
+
+def _values(rows: Sequence[Mapping[str, object]], wanted: Wanted) -> Values:
+    counted = [(str(row["key"]), int(str(row["count"]))) for row in rows]
+    counted.sort(key=lambda item: (-item[1], item[0]))
+    frequent = [item for item in counted if item[1] >= wanted.min_count][: wanted.max_values]
+    distinct = int(str(rows[0]["distinct"])) if rows else 0
+    return Values(tuple(frequent), distinct)
+
+
+# --- on an executor -------------------------------------------------------------------------------------------
+
+
+def survey_partition(
+    batches: Iterable[pa.RecordBatch], staging: str, wanted: Sequence[Wanted]
+) -> Iterator[pa.RecordBatch]:
+    """Spool and count one Spark partition, whose rows come in the order of their places."""
+    context = TaskContext.get()
+    assert context is not None
+    desk = _Desk(Path(staging), context.partitionId(), wanted)
+    for batch in _in_one_order(batches):
+        desk.take(batch)
+        yield from desk.overflow()
+    yield from desk.close()
+
+
+def _in_one_order(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows as tables; rows of one place, of which the sort says nothing, are put in order by their values."""
+    held: pa.Table | None = None
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        table = pa.Table.from_batches([batch])
+        if held is not None and held[_PLACE][-1] == table[_PLACE][0]:
+            held = pa.concat_tables([held, table]).combine_chunks()
+            continue
+        if held is not None:
+            yield _untied(held)
+        held = table
+    if held is not None:
+        yield _untied(held)
+
+
+def _untied(table: pa.Table) -> pa.Table:
+    places = table[_PLACE].to_numpy()
+    tied = np.flatnonzero(places[1:] == places[:-1])
+    if not len(tied):
+        return table
+    concerned = np.union1d(tied, tied + 1)
+    rows = table.take(concerned).to_pylist()
+    if all(rows[i] == rows[i - 1] for i in range(1, len(rows)) if rows[i][_PLACE] == rows[i - 1][_PLACE]):
+        return table  # equal rows
+    order = np.arange(len(table))
+    order[concerned] = concerned[
+        sorted(range(len(rows)), key=lambda i: (rows[i][_PLACE], repr(list(rows[i].values()))))
+    ]
+    return table.take(order)
+
+
+class _Desk:
+    """What one Spark partition writes and counts."""
+
+    def __init__(self, staging: Path, partition: int, wanted: Sequence[Wanted]) -> None:
+        self._wanted, self._partition = wanted, partition
+        # The token keeps two tries of a Spark task from writing one file.
+        name = f"{partition:05d}-{secrets.token_hex(4)}"
+        self._spool = staging / "spool" / f"{name}.arrow"
+        self._rejected = staging / QUARANTINE / f"part-{name}.parquet"
+        self._writer: pa.RecordBatchFileWriter | None = None
+        self._quarantine: pq.ParquetWriter | None = None
+        self._rows = [0, 0, 0]
+        self._batch_rows: list[int] = []
+        self._rules: Counter[str] = Counter()
+        self._numbers = {
+            i: [NumberCounter(v.bits, v.low, v.high) for v in w.views] for i, w in enumerate(wanted) if w.views
+        }
+        self._values = {i: ValueCounter() for i, w in enumerate(wanted) if w.max_values is not None}
+        self._nulls: Counter[int] = Counter()
+        self._train_nulls: Counter[int] = Counter()
+
+    def take(self, table: pa.Table) -> None:
+        codes = table[_PLACE].to_numpy() >> _HASH_BITS
+        borders = np.searchsorted(codes, np.arange(len(SPLITS) + 2))
+        kept = int(borders[len(SPLITS)])
+        if kept < len(table):
+            self._reject(table.slice(kept))
+        if not kept:
+            return
+        self._keep(table.slice(0, kept).drop_columns([_PLACE, _RULE, _SOURCE]).combine_chunks())
+        for code in range(len(SPLITS)):
+            first, last = int(borders[code]), int(borders[code + 1])
+            self._rows[code] += last - first
+            if first < last:
+                self._count(table.slice(first, last - first), is_training=code == 0)
+
+    def _keep(self, rows: pa.Table) -> None:
+        if self._writer is None:
+            self._spool.parent.mkdir(parents=True, exist_ok=True)
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            self._writer = pa.ipc.new_file(str(self._spool), rows.schema, options=options)
+        self._writer.write_table(rows)
+        self._batch_rows.append(len(rows))
+
+    def _reject(self, rows: pa.Table) -> None:
+        if self._quarantine is None:
+            self._rejected.parent.mkdir(parents=True, exist_ok=True)
+            self._quarantine = pq.ParquetWriter(self._rejected, _QUARANTINED, compression="zstd")
+        self._quarantine.write_table(
+            pa.table({"rule": rows[_RULE], "row": rows[_SOURCE]}, schema=_QUARANTINED)
+        )
+        for item in pa.compute.value_counts(rows[_RULE]):
+            self._rules[item["values"].as_py()] += item["counts"].as_py()
+
+    def _count(self, rows: pa.Table, is_training: bool) -> None:
+        for i, w in enumerate(self._wanted):
+            column = rows[f"_{i}"]
+            array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+            self._nulls[i] += array.null_count
+            self._train_nulls[i] += array.null_count * is_training
+            if counters := self._numbers.get(i):
+                numbers = array if pa.types.is_integer(array.type) else read_as(array, "double")
+                for counter in counters:
+                    counter.add(numbers, is_training)
+            if (values := self._values.get(i)) and (is_training or w.all_splits):
+                values.add(array)
+
+    def overflow(self) -> Iterator[pa.RecordBatch]:
+        for i, values in self._values.items():
+            if (table := values.overflow()) is not None:
+                yield from _value_rows(i, table)
+
+    def close(self) -> Iterator[pa.RecordBatch]:
+        if self._writer is not None:
+            self._writer.close()
+        if self._quarantine is not None:
+            self._quarantine.close()
+            _flush_to_disk(self._rejected)
+        for i, values in self._values.items():
+            if (table := values.take()) is not None:
+                yield from _value_rows(i, table)
+        rows: list[tuple[str, str, int, str | None]] = []
+        rows += [("rule", rule, count, None) for rule, count in self._rules.items()]
+        rows += [("split", split, count, None) for split, count in zip(SPLITS, self._rows, strict=True) if count]
+        rows += [("nulls", str(i), count, None) for i, count in self._nulls.items()]
+        rows += [("train_nulls", str(i), count, None) for i, count in self._train_nulls.items()]
+        rows += [
+            ("numbers", f"{i}:{view}", 0, counter.result().to_text())
+            for i, counters in self._numbers.items()
+            for view, counter in enumerate(counters)
+        ]
+        if self._writer is not None:
+            spool = [self._partition, str(self._spool), self._rows, self._batch_rows]
+            rows.append(("spool", str(self._partition), 0, json.dumps(spool)))
+        if rows:
+            yield pa.RecordBatch.from_pylist(
+                [dict(zip(_COUNTS.names, row, strict=True)) for row in rows], schema=_COUNTS
+            )
+
+
+def _value_rows(number: int, table: pa.Table) -> Iterator[pa.RecordBatch]:
+    rows = len(table)
+    topic = pa.repeat(pa.scalar(f"value:{number}"), rows)
+    columns = [topic, table["key"], table["count"], pa.nulls(rows, pa.string())]
+    yield from pa.table(columns, schema=_COUNTS).to_batches(max_chunksize=65_536)
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
