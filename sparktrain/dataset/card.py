@@ -149,7 +149,7 @@ def describe(
         rows_kept=manifest.rows_kept,
         quarantined=manifest.quarantined,
         splits=tuple(_split(name, split.rows, split.parts) for name, split in manifest.splits.items()),
-        layout=getattr(manifest, "layout", "columns"),
+        layout=manifest.layout,
         stored={field.name: str(field.type) for field in manifest.schema},
         settings={key: manifest.prepare[key] for key in _SETTINGS if key in manifest.prepare},
         columns=tuple(_column(column, takers.get(column.column, ())) for column in statistics.columns),

@@ -61,13 +61,15 @@ def coarser(counts: Mapping[int, int], bits: int, wanted: int) -> Sketch:
     return merged
 
 
-def at_most(counts: Mapping[int, int], bits: int, num_buckets: int) -> tuple[Sketch, int]:
-    """The finest sketch of the same counts that has no more than `num_buckets`, and its bits.
+def at_most(
+    counts: Mapping[int, int], bits: int, num_buckets: int, least_bits: int = 0
+) -> tuple[Sketch, int]:
+    """The finest sketch of the same counts that has no more than `num_buckets`, or `least_bits`; and its bits.
 
     Parts of the rows may be cut down before they are added up, at the lowest bits that any of them has: the
     sum, cut down once more, is the sketch of all the rows cut down, because a part never has more buckets.
     """
-    while len(counts) > num_buckets and bits > 0:
+    while len(counts) > num_buckets and bits > least_bits:
         counts, bits = coarser(counts, bits, bits - 1), bits - 1
     return dict(counts), bits
 

@@ -14,11 +14,12 @@ from sparktrain.dataset.statistics import (
     TargetStatistics,
 )
 from sparktrain.features import FittedFeatures
-from sparktrain.features.sketch import CARD_BITS, COARSE_BITS, coarser
+from sparktrain.features.sketch import CARD_BITS, COARSE_BITS, at_most
 from sparktrain.preparation.counting import Numbers
 from sparktrain.preparation.survey import Survey, View, Wanted
 from sparktrain.preparation.write import Written
 
+_NUM_BUCKETS = 128  # of a histogram: values that lie close together get narrower buckets
 _PLAIN = View(None, None, CARD_BITS)
 
 
@@ -56,13 +57,15 @@ def _numbers(numbers: Numbers) -> dict[str, object]:
     counted: dict[str, object] = {"nans": numbers.train_nans, "infinities": numbers.train_infinities}
     if numbers.count:
         buckets = numbers.in_buckets(CARD_BITS).buckets
+        histogram, bits = at_most(buckets, CARD_BITS, _NUM_BUCKETS, COARSE_BITS)
         counted |= {
             "mean": numbers.mean(),
             "deviation": numbers.deviation(),
             "smallest": numbers.train_smallest,
             "largest": numbers.train_largest,
             "quantiles": tuple(numbers.quantile(q, CARD_BITS) for q in QUANTILES),
-            "histogram": tuple(sorted(coarser(buckets, CARD_BITS, COARSE_BITS).items())),
+            "histogram": tuple(sorted(histogram.items())),
+            "histogram_bits": bits,
         }
     return counted
 
