@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sparktrain.errors import ConfigError, nearest
+from sparktrain.splitting import SplitConfig as SplitConfig  # it is a section like the others
 
 
 class Section(BaseModel):
@@ -63,23 +64,6 @@ class SparkConfig(Section):
         return None
 
 
-class SplitConfig(Section):
-    """Fractions of rows by a hash of their key; what is left is the training split."""
-
-    validation: float = Field(0.1, ge=0.0, lt=1.0)
-    test: float = Field(0.1, ge=0.0, lt=1.0)
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _leaves_training_rows(self) -> Self:
-        if self.validation + self.test >= 1.0:
-            raise ValueError(
-                f"validation + test is {self.validation + self.test:g}: nothing is left to train on; "
-                "keep the sum below 1"
-            )
-        return self
-
-
 class PrepareConfig(Section):
     """How a DataFrame becomes a dataset."""
 
@@ -87,6 +71,9 @@ class PrepareConfig(Section):
     split: SplitConfig = Field(default_factory=SplitConfig)
     num_parts: int = Field(4, ge=1, description="Parquet files per split")
     rows_per_row_group: int = Field(4096, ge=1, description="rows that are read at once")
+    layout: Literal["columns", "blocks"] = Field(
+        "columns", description="blocks: features of one dtype side by side in one binary column"
+    )
     compression: Literal["lz4", "zstd", "snappy", "none"] = "lz4"
     max_quarantined_fraction: float = Field(0.1, ge=0.0, le=1.0)
     seed: int = Field(0, description="of the global shuffle")

@@ -19,7 +19,7 @@ from sparktrain.dataset import ColumnSpec, Dataset, Manifest, Part, Split
 from sparktrain.dataset.examples import write_examples
 from sparktrain.dataset.layout import Dtype, Layout, pack
 from sparktrain.dataset.read import WRITE_CHECKSUMS
-from sparktrain.features import FittedCategorical, FittedFeatures, FittedNumeric, Target
+from sparktrain.features import FittedCategorical, FittedFeatures, FittedNumeric, FittedTarget
 from sparktrain.gang.local import run_ranks
 from sparktrain.storage import commit_bytes
 
@@ -70,10 +70,9 @@ def write_tiny_dataset(
         seed: of the rows' values.
     """
     features = _tiny_features(num_numeric, num_categorical)
-    names = [feature.name for feature in features.features]
     columns = [
         ColumnSpec(name="row_id", dtype="int64", role="row_id"),
-        *(ColumnSpec(name=n, dtype="int32" if "category" in n else "float32", role="feature") for n in names),
+        *(ColumnSpec(name=o.name, dtype=o.dtype, role="feature") for o in features.outputs),
         ColumnSpec(name=features.target.name, dtype="float32", role="target"),
     ]
     if vector_shape:
@@ -111,20 +110,21 @@ def write_tiny_dataset(
 
 def _tiny_features(num_numeric: int, num_categorical: int) -> FittedFeatures:
     numeric = [
-        FittedNumeric(name=name, column=name, input_type="double", fill=0.0, offset=0.0, scale=1.0)
+        FittedNumeric(name=name, column=name, input_type="double", fill=0.0)
         for name in (f"numeric_{i}" for i in range(num_numeric))
     ]
     categorical = [
         FittedCategorical(name=name, column=name, input_type="string", vocabulary=_TINY_VOCABULARY)
         for name in (f"category_{i}" for i in range(num_categorical))
     ]
-    return FittedFeatures(features=(*numeric, *categorical), target=Target("label"))
+    label = FittedTarget(name="label", column="label", kind="binary", input_type="double")
+    return FittedFeatures(features=(*numeric, *categorical), targets=(label,))
 
 
 def _tiny_examples(features: FittedFeatures) -> list[dict[str, object]]:
-    numeric = {feature.column: 0.5 for feature in features.numeric}
+    types = features.input_types
     return [
-        {**numeric, **{feature.column: value for feature in features.categorical}}
+        {column: value if kind == "string" else 0.5 for column, kind in types.items()}
         for value in _TINY_VOCABULARY
     ]
 

@@ -173,11 +173,13 @@ def _split(name: str, rows: int, parts: Sequence[Part]) -> SplitCard:
 
 def _feature(name: str, kind: str, statistics: Statistics) -> FeatureCard:
     codes = {split: counts for split, counts in statistics.codes.items() if counts.rows}
+    # What never happened is not among the counts; only a categorical feature can fail to know a value.
+    unknown = {split: c.unknown.get(name, 0) / c.rows for split, c in codes.items()}
     return FeatureCard(
         name=name,
         kind=kind,
-        null_rate={split: c.nulls[name] / c.rows for split, c in codes.items() if name in c.nulls},
-        unknown_rate={split: c.unknown[name] / c.rows for split, c in codes.items() if name in c.unknown},
+        null_rate={split: c.nulls.get(name, 0) / c.rows for split, c in codes.items()},
+        unknown_rate=unknown if kind == "categorical" else {},
     )
 
 

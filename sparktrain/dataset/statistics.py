@@ -26,7 +26,7 @@ class ColumnStatistics(Record):
         input_type: as in `features.json`.
         rows, nulls, nans, infinities: numbers of training rows; the last three are in none of the following.
         mean, deviation, smallest, largest: of a column of numbers.
-        quantiles: values at `QUANTILES`, each to within 2**-6 of its size.
+        quantiles: values at `QUANTILES`, each to within 2**-8 of its size.
         histogram: (bucket of `features.sketch`, rows), sorted by bucket.
         histogram_bits: how fine its buckets are. A column whose values lie close together, such as air
             pressure, needs more of them than COARSE_BITS to show its shape at all.

@@ -1,14 +1,63 @@
 """Declared columns and their fitted statistics; knows neither Spark nor torch."""
 
-from sparktrain.features.declare import Categorical, Feature, Numeric, Target
-from sparktrain.features.fitted import FittedCategorical, FittedFeatures, FittedNumeric
+from sparktrain.features.declare import (
+    Boolean,
+    Categorical,
+    Feature,
+    Image,
+    Numeric,
+    Passthrough,
+    Target,
+    Timestamp,
+    Tokens,
+    Vector,
+)
+from sparktrain.features.fitted import FittedFeature, FittedFeatures
+from sparktrain.features.fitted_columns import (
+    FittedBoolean,
+    FittedCategorical,
+    FittedImage,
+    FittedNumeric,
+    FittedPassthrough,
+    FittedTarget,
+    FittedTimestamp,
+    FittedTokens,
+    FittedVector,
+    FittedWeight,
+)
+from sparktrain.features.fitted_columns.categorical import FIRST_CODE, NULL_CODE, UNKNOWN_CODE
+from sparktrain.features.output import Output, output_names
+from sparktrain.features.raw import ARROW_TYPES, InputType, read_as
 
 __all__ = [
+    "ARROW_TYPES",
+    "FIRST_CODE",
+    "NULL_CODE",
+    "UNKNOWN_CODE",
+    "Boolean",
     "Categorical",
     "Feature",
+    "FittedBoolean",
     "FittedCategorical",
+    "FittedFeature",
     "FittedFeatures",
+    "FittedImage",
     "FittedNumeric",
+    "FittedPassthrough",
+    "FittedTarget",
+    "FittedTimestamp",
+    "FittedTokens",
+    "FittedVector",
+    "FittedWeight",
+    "Image",
+    "InputType",
     "Numeric",
+    "Output",
+    "Passthrough",
     "Target",
+    "Timestamp",
+    "Tokens",
+    "Vector",
+    "output_names",
+    "read_as",
 ]

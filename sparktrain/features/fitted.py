@@ -2,98 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat
+from pydantic import Field, model_validator
 
-from sparktrain.errors import SchemaMismatch
-from sparktrain.features.declare import Declared, Target
+from sparktrain.errors import NotOneTarget, SchemaMismatch, ValuesRefused
+from sparktrain.features.declare import Declared
+from sparktrain.features.fitted_columns import (
+    FittedBoolean,
+    FittedCategorical,
+    FittedImage,
+    FittedNumeric,
+    FittedPassthrough,
+    FittedTarget,
+    FittedTimestamp,
+    FittedTokens,
+    FittedVector,
+    FittedWeight,
+)
+from sparktrain.features.fitted_columns.column import Arrays
+from sparktrain.features.output import Output
+from sparktrain.features.raw import ARROW_TYPES, InputType, read_as
 from sparktrain.storage import to_json
 
-NULL_CODE = 0
-UNKNOWN_CODE = 1
-FIRST_VOCABULARY_CODE = 2
+__all__ = ["ARROW_TYPES", "FittedFeature", "FittedFeatures", "InputType", "read_as"]
 
-InputType = Literal["double", "long", "boolean", "string"]
-ARROW_TYPES: dict[InputType, pa.DataType] = {
-    "double": pa.float64(),
-    "long": pa.int64(),
-    "boolean": pa.bool_(),
-    "string": pa.string(),
-}
+FittedFeature = Annotated[
+    FittedNumeric
+    | FittedCategorical
+    | FittedBoolean
+    | FittedTimestamp
+    | FittedVector
+    | FittedImage
+    | FittedTokens
+    | FittedPassthrough,
+    Field(discriminator="kind"),
+]
 
-
-class FittedNumeric(Declared):
-    """`(fill if x is null, NaN or infinite else x) - offset, divided by scale`, in float64, then float32.
-
-    Minus zero becomes zero: sorting can't tell them apart, so that a dataset's bytes would depend on the
-    order in which its rows came.
-    """
-
-    kind: Literal["numeric"] = "numeric"
-    name: str
-    column: str
-    input_type: InputType
-    fill: FiniteFloat
-    offset: FiniteFloat
-    scale: Annotated[FiniteFloat, Field(gt=0)]
-
-    def transform(self, column: pa.Array) -> NDArray[np.float32]:
-        values = read_as(column, "double").to_numpy(zero_copy_only=False)  # a null arrives as NaN
-        filled = np.where(np.isfinite(values), values, self.fill)
-        with np.errstate(over="ignore"):
-            return ((filled - self.offset) / self.scale).astype(np.float32) + np.float32(0)
-
-
-class FittedCategorical(Declared):
-    """Codes of `vocabulary`: see `Categorical`."""
-
-    kind: Literal["categorical"] = "categorical"
-    name: str
-    column: str
-    input_type: InputType
-    vocabulary: tuple[str, ...]
-
-    @property
-    def num_codes(self) -> int:
-        return len(self.vocabulary) + FIRST_VOCABULARY_CODE
-
-    def transform(self, column: pa.Array) -> NDArray[np.int32]:
-        text = column.cast(pa.string())
-        positions = pc.index_in(text, value_set=pa.array(self.vocabulary, pa.string()))
-        codes = pc.fill_null(pc.add(positions, FIRST_VOCABULARY_CODE), UNKNOWN_CODE)
-        codes = pc.if_else(pc.is_null(text), NULL_CODE, codes)
-        return np.asarray(codes.to_numpy(zero_copy_only=False), dtype=np.int32)
-
-
-FittedFeature = Annotated[FittedNumeric | FittedCategorical, Field(discriminator="kind")]
+_VERSION = 2
 
 
 class FittedFeatures(Declared):
-    """Every feature with its statistics, in the declared order, and the target.
+    """Every feature with its statistics, in the declared order, the targets and the weight.
 
     Attributes:
         version: of this file's format.
-        features: what the model is given, by column.
-        target: what it predicts; not needed to transform.
+        features: what the model is given.
+        targets: what it predicts; not needed to transform features.
+        weight: how much each row counts; None: all the same.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     features: tuple[FittedFeature, ...]
-    target: Target
+    targets: tuple[FittedTarget, ...] = ()
+    weight: FittedWeight | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_this_version(cls, given: Any) -> Any:
+        version = given.get("version", _VERSION) if isinstance(given, dict) else _VERSION
+        if version != _VERSION:
+            raise ValueError(
+                f"these features have version {version}, this sparktrain reads version {_VERSION}: prepare "
+                "the dataset again, and train again what was trained on it"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _has_no_clash(self) -> FittedFeatures:
+        names = [output.name for output in self.outputs] + [target.name for target in self.targets]
+        names += [self.weight.name] if self.weight else []
+        # Spark does not tell `a` from `A`.
+        counts = Counter(name.lower() for name in names)
+        if doubled := [name for name in dict.fromkeys(names) if counts[name.lower()] > 1]:
+            raise ValueError(f"names that are given twice: {', '.join(doubled)}")
+        types = {(feature.column, feature.input_type) for feature in self.features}
+        columns = Counter(column for column, _ in types)
+        if doubled := sorted(column for column, count in columns.items() if count > 1):
+            raise ValueError(f"raw columns that are read as two types: {', '.join(doubled)}")
+        return self
 
     @property
-    def numeric(self) -> list[FittedNumeric]:
-        return [f for f in self.features if isinstance(f, FittedNumeric)]
+    def target(self) -> FittedTarget:
+        """The only target.
+
+        Raises:
+            NotOneTarget: there are several, or none.
+        """
+        if len(self.targets) != 1:
+            raise NotOneTarget([target.name for target in self.targets])
+        return self.targets[0]
 
     @property
-    def categorical(self) -> list[FittedCategorical]:
-        return [f for f in self.features if isinstance(f, FittedCategorical)]
+    def outputs(self) -> tuple[Output, ...]:
+        """What `transform` gives, in its order."""
+        return tuple(output for feature in self.features for output in feature.outputs)
+
+    @property
+    def numeric(self) -> tuple[Output, ...]:
+        """The outputs that are one float32 a row."""
+        return tuple(o for o in self.outputs if o.dtype == "float32" and not o.shape)
+
+    @property
+    def categorical(self) -> tuple[Output, ...]:
+        """The outputs that are one code a row; each says how many codes there are."""
+        return tuple(output for output in self.outputs if output.num_codes is not None)
 
     @property
     def input_types(self) -> dict[str, InputType]:
@@ -107,67 +123,74 @@ class FittedFeatures(Declared):
     def from_json(cls, text: str | bytes) -> FittedFeatures:
         return cls.model_validate_json(text)
 
-    def transform(self, rows: pa.RecordBatch | pa.Table) -> dict[str, NDArray[np.generic]]:
-        """Turn raw rows into what the model takes: float32 and int32 arrays of shape [rows], by feature.
+    def import_tokenizers(self) -> None:
+        """Import the functions that `transform` will call, while their modules can still be found.
 
-        The same arithmetic, in the same order, as the Column expressions of `preparation.apply`.
+        Raises:
+            TokenizerUnusable: one can't be imported.
+        """
+        for feature in self.features:
+            if isinstance(feature, FittedTokens) and feature.tokenizer not in (None, "bytes"):
+                _ = feature.tokenize
+
+    def transform(self, rows: pa.RecordBatch | pa.Table) -> Arrays:
+        """Turn raw rows into what the model takes: arrays of shape [rows, *output.shape] by output.
+
+        An array can be a read-only view of the rows' memory.
 
         Raises:
             SchemaMismatch: with every column that is missing or can't be read as its declared type.
+            ValuesRefused: with every column that has values which its feature was declared not to take.
         """
-        columns = self._read_columns(rows)
-        return {feature.name: feature.transform(columns[feature.column]) for feature in self.features}
+        return _transform(rows, self.features)
 
-    def _read_columns(self, rows: pa.RecordBatch | pa.Table) -> Mapping[str, pa.Array]:
-        missing = [name for name in self.input_types if name not in rows.schema.names]
-        retyped: dict[str, tuple[str, str]] = {}
-        columns: dict[str, pa.Array] = {}
-        for name, input_type in self.input_types.items():
-            if name in missing:
-                continue
-            column = rows.column(name)
-            if isinstance(column, pa.ChunkedArray):
-                column = column.combine_chunks()
-            try:
-                columns[name] = read_as(column, input_type)
-            except pa.ArrowException:
-                retyped[name] = (str(column.type), input_type)
-        if missing or retyped:
-            raise SchemaMismatch("the rows to transform", missing=missing, retyped=retyped)
-        return columns
+    def transform_targets(self, rows: pa.RecordBatch | pa.Table) -> Arrays:
+        """Turn raw rows into the targets and the weight, each of shape [rows], by name.
+
+        Raises:
+            SchemaMismatch, ValuesRefused: as `transform` does.
+        """
+        return _transform(rows, (*self.targets, *((self.weight,) if self.weight else ())))
 
 
-def read_as(column: pa.Array, input_type: InputType) -> pa.Array:
-    """Cast a raw column to the type it had when the feature was fitted.
-
-    pandas turns integers with a missing value into floats with NaN, so NaN is read as null there; a fraction
-    in an integer column stays an error, because no vocabulary can hold it.
-
-    Raises:
-        pa.ArrowException: text is no number, a number is no text, and so on.
-    """
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    target = ARROW_TYPES[input_type]
-    if not _is_readable(column.type, input_type):
-        raise pa.ArrowTypeError(f"{column.type} is not {target}")
-    if input_type == "long" and pa.types.is_floating(column.type):
-        column = column.cast(pa.float64())
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)
-    if input_type == "double" and pa.types.is_decimal(column.type):
-        column = column.cast(pa.string())  # the direct cast is off by a bit where Spark's is not
-    # Integers beyond 2**53 are rounded to the nearest float64, as Spark does it.
-    return column.cast(target, safe=input_type != "double")
+def _transform(
+    rows: pa.RecordBatch | pa.Table, parts: Sequence[FittedFeature | FittedTarget | FittedWeight]
+) -> Arrays:
+    columns = _read_columns(rows, parts)
+    arrays: Arrays = {}
+    refused: dict[str, str] = {}
+    for part in parts:
+        try:
+            made = part.transform(columns[part.column, part.input_type])
+        except ValuesRefused as error:
+            refused.update(error.columns)
+            continue
+        arrays.update(made if isinstance(made, dict) else {part.name: made})
+    if refused:
+        raise ValuesRefused(refused)
+    return arrays
 
 
-def _is_readable(given: pa.DataType, input_type: InputType) -> bool:
-    if pa.types.is_null(given):
-        return True
-    if input_type == "string":
-        return str(given) in ("string", "large_string", "string_view")
-    if input_type == "boolean":
-        return bool(pa.types.is_boolean(given))
-    return any(
-        test(given)
-        for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean)
-    )
+def _read_columns(
+    rows: pa.RecordBatch | pa.Table, parts: Sequence[FittedFeature | FittedTarget | FittedWeight]
+) -> dict[tuple[str, InputType], pa.Array]:
+    """Every raw column, read once, by its name and the type that it is read as."""
+    missing: dict[str, None] = {}
+    retyped: dict[str, tuple[str, str]] = {}
+    columns: dict[tuple[str, InputType], pa.Array] = {}
+    names = set(rows.schema.names)
+    wanted: dict[tuple[str, InputType], None] = {(part.column, part.input_type): None for part in parts}
+    for name, input_type in wanted:
+        if name not in names:
+            missing[name] = None
+            continue
+        column = rows.column(name)
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+        try:
+            columns[name, input_type] = read_as(column, input_type)
+        except pa.ArrowException:
+            retyped[name] = (str(column.type), input_type)
+    if missing or retyped:
+        raise SchemaMismatch("the rows to transform", missing=list(missing), retyped=retyped)
+    return columns

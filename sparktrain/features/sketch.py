@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FINE_BITS = 10  # for quantiles: a bucket is 2**-10 of its values wide
-CARD_BITS = 6  # for the quantiles of a data card
+CARD_BITS = 8  # for a data card
 COARSE_BITS = 3  # for plots and comparisons: 8 buckets an octave
 _MANTISSA_BITS = 52
 
@@ -59,19 +59,6 @@ def coarser(counts: Mapping[int, int], bits: int, wanted: int) -> Sketch:
         parent = (abs(key) >> (bits - wanted)) * (1 if key >= 0 else -1)
         merged[parent] = merged.get(parent, 0) + count
     return merged
-
-
-def at_most(
-    counts: Mapping[int, int], bits: int, num_buckets: int, least_bits: int = 0
-) -> tuple[Sketch, int]:
-    """The finest sketch of the same counts that has no more than `num_buckets`, or `least_bits`; and its bits.
-
-    Parts of the rows may be cut down before they are added up, at the lowest bits that any of them has: the
-    sum, cut down once more, is the sketch of all the rows cut down, because a part never has more buckets.
-    """
-    while len(counts) > num_buckets and bits > least_bits:
-        counts, bits = coarser(counts, bits, bits - 1), bits - 1
-    return dict(counts), bits
 
 
 def quantile(counts: Mapping[int, int], q: float, bits: int, smallest: float, largest: float) -> float:

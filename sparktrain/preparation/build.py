@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pyspark
 from pyspark.sql import DataFrame
 
@@ -20,16 +19,17 @@ from sparktrain.config import PrepareConfig
 from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.dataset.card import write_card
 from sparktrain.dataset.dataset import LATEST_FILE
+from sparktrain.dataset.examples import write_examples
 from sparktrain.dataset.layout import ColumnSpec
-from sparktrain.dataset.manifest import EXAMPLES_FILE, FEATURES_FILE, MANIFEST_FILE, Manifest, Split
+from sparktrain.dataset.manifest import FEATURES_FILE, MANIFEST_FILE, Manifest, Split
 from sparktrain.dataset.statistics import STATISTICS_FILE, Statistics
 from sparktrain.errors import DataError, FeaturesInvalid, NoRowsLeft, SplitEmpty, TooManyQuarantined
-from sparktrain.features import Feature, FittedFeatures, Target
-from sparktrain.features.fitted import InputType, read_as
-from sparktrain.preparation.check import check_columns
-from sparktrain.preparation.clean import Rule, mark_broken_rules, rule_names
+from sparktrain.features import Feature, FittedFeatures, Target, read_as
+from sparktrain.preparation.check import check_again, check_columns
+from sparktrain.preparation.clean import mark_broken_rules, rule_names
 from sparktrain.preparation.describe import statistics_of
 from sparktrain.preparation.fit import check_sizes, fit_features, wanted_again, wanted_columns
+from sparktrain.preparation.rules import Rule
 from sparktrain.preparation.split import SPLITS, add_split
 from sparktrain.preparation.staging import leave, staging_directory
 from sparktrain.preparation.survey import QUARANTINE, Survey, Wanted, survey
@@ -85,7 +85,9 @@ def prepare(
             raise FeaturesInvalid(["`fitted` says what features, target and weight are; leave these out"])
         targets = declared_targets(fitted)
         weight = fitted.weight.column if fitted.weight else None
-    types = check_columns(df, features, targets, key, weight, fitted)
+        types = check_again(df, fitted, key, config.split)
+    else:
+        types = check_columns(df, features, targets, key, weight=weight, split=config.split)
     home = writable_directory(Path(root) / "datasets" / name)
     classes = {t.name: t.classes for t in fitted.targets if t.classes} if fitted else {}
     marked = mark_broken_rules(df, rules, targets, weight=weight, classes=classes, split=config.split)
@@ -125,7 +127,7 @@ def prepare(
 
 def declared_targets(fitted: FittedFeatures) -> tuple[Target, ...]:
     """The declarations that fitted targets came from."""
-    return tuple(Target(t.name, column=t.column, kind=t.kind) for t in fitted.targets)
+    return tuple(Target(name=t.name, column=t.column, kind=t.kind) for t in fitted.targets)
 
 
 def _row_bytes(features: Sequence[Feature], fitted: FittedFeatures | None) -> int:
@@ -153,24 +155,23 @@ def _check_counts(
         if total:
             os.rename(staging / QUARANTINE, rejected)
         if kept == 0:
-            raise NoRowsLeft(found.rows_in, quarantined, str(rejected) if total else "the source, which is empty")
+            raise NoRowsLeft(
+                found.rows_in, quarantined, str(rejected) if total else "the source, which is empty"
+            )
         raise TooManyQuarantined(
             found.rows_in, quarantined, total, config.max_quarantined_fraction, str(rejected)
         )
-    needed = [split for split in SPLITS if split == "train" or config.split.asks_for(split)]
-    if empty := [split for split in needed if not found.split_rows.get(split)]:
+    if empty := [split for split in config.split.wanted if not found.split_rows.get(split)]:
         raise SplitEmpty(kept, empty)
 
 
-def _write_examples(
-    staging: Path, found: Survey, wanted: Sequence[Wanted], features: FittedFeatures
-) -> None:
+def _write_examples(staging: Path, found: Survey, wanted: Sequence[Wanted], features: FittedFeatures) -> None:
     """A few raw rows as they came, the same ones every time: what a served model shows people to send."""
     numbers = {w.column: f"_{number}" for number, w in enumerate(wanted)}
     with pa.ipc.open_file(found.spools[0].path) as file:
         rows = file.get_batch(0).slice(0, NUM_EXAMPLES)
     columns = {name: read_as(rows.column(numbers[name]), kind) for name, kind in features.input_types.items()}
-    pq.write_table(pa.table(columns), staging / EXAMPLES_FILE)
+    write_examples(staging, pa.table(columns))
 
 
 def _write_manifest(

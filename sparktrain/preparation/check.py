@@ -4,60 +4,117 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from pyspark.sql import DataFrame
-from pyspark.sql.types import BooleanType, DataType, IntegralType, NumericType, StringType
+from pyspark.sql.types import (
+    ArrayType,
+    BinaryType,
+    BooleanType,
+    DataType,
+    DateType,
+    IntegralType,
+    NumericType,
+    StringType,
+    TimestampNTZType,
+    TimestampType,
+)
 
+from sparktrain.config import SplitConfig
 from sparktrain.dataset.manifest import WEIGHT_COLUMN
 from sparktrain.errors import FeaturesInvalid, SchemaMismatch
-from sparktrain.features import Feature, Numeric, Target
-from sparktrain.features.fitted import InputType
-from sparktrain.preparation.clean import RULE_COLUMN
+from sparktrain.features import Feature, FittedFeatures, InputType, Target, Tokens, output_names
+from sparktrain.preparation.cast import UNCASTABLE_COLUMN
 from sparktrain.preparation.source import MALFORMED_COLUMN
-from sparktrain.preparation.split import ORDER_COLUMN, ROW_ID_COLUMN, SPLIT_COLUMN
+from sparktrain.preparation.split import ADDED_COLUMNS, SPLITS
+from sparktrain.splitting import instant
 
-ADDED_COLUMNS = (ROW_ID_COLUMN, RULE_COLUMN, SPLIT_COLUMN, ORDER_COLUMN)
-RESERVED_NAMES = (*ADDED_COLUMNS, MALFORMED_COLUMN, WEIGHT_COLUMN)
+RESERVED_NAMES = (*ADDED_COLUMNS, MALFORMED_COLUMN, UNCASTABLE_COLUMN, WEIGHT_COLUMN)
 
 
 def check_columns(
-    df: DataFrame, features: Sequence[Feature], target: Target, key: Sequence[str]
+    df: DataFrame,
+    features: Sequence[Feature],
+    targets: Sequence[Target],
+    key: Sequence[str],
+    *,
+    weight: str | None = None,
+    split: SplitConfig | None = None,
 ) -> dict[str, InputType]:
     """Find every column that is missing, declared twice or of a type that its feature can't take.
 
+    Args:
+        weight: raw column of the rows' weights.
+        split: how rows are split, maybe by a column.
+
     Returns:
-        The type of each raw column that a feature is made of.
+        The type of each raw column that a feature, a target or the weight is made of.
 
     Raises:
         FeaturesInvalid: names that clash. SchemaMismatch: columns that the source lacks or has otherwise.
     """
-    if problems := [*_clashes(features, target), *_source_clashes(df.columns)]:
+    if problems := [*_clashes(features, targets, weight), *_source_clashes(df.columns)]:
         raise FeaturesInvalid(problems)
     types = {field.name: field.dataType for field in df.schema.fields}
-    wanted = [*(f.source for f in features), target.name, *key]
+    sources = [*(f.source for f in features), *(t.source for t in targets), *key]
+    wanted = [*sources, *(name for name in (weight, split and split.column) if name)]
     missing = [name for name in dict.fromkeys(wanted) if name not in types]
     retyped = {
         f.source: wrong for f in features if f.source in types and (wrong := _wrong(f, types[f.source]))
     }
-    if target.name in types and not isinstance(types[target.name], (NumericType, BooleanType)):
-        retyped[target.name] = (types[target.name].simpleString(), "a number or a boolean")
+    for target in targets:
+        if target.source in types and (expected := _wrong_target(target, types[target.source])):
+            retyped[target.source] = (types[target.source].simpleString(), expected)
+    if weight in types and not isinstance(types[weight], NumericType):
+        retyped[weight] = (types[weight].simpleString(), "a number, the row's weight")
+    if split and split.column in types and (expected := _wrong_split(split, types[split.column])):
+        retyped[split.column] = (types[split.column].simpleString(), expected)
     if missing or retyped:
         way_out = f"the source has {', '.join(df.columns)}"
         raise SchemaMismatch("the source", missing=missing, retyped=retyped, way_out=way_out)
-    return _input_types(features, types)
+    needed = [*(f.source for f in features), *(t.source for t in targets), *([weight] if weight else [])]
+    return {name: kind for name in needed if (kind := input_type(types[name])) is not None}
 
 
-def _clashes(features: Sequence[Feature], target: Target) -> Iterable[str]:
+def _clashes(features: Sequence[Feature], targets: Sequence[Target], weight: str | None) -> Iterable[str]:
     if not features:
         yield "there is none; declare at least one Numeric or Categorical"
-    names = [*(f.name for f in features), target.name]
+    if not targets:
+        yield "there is no target; declare what the model predicts"
+    names = [name for declared in (*features, *targets) for name in output_names(declared)]
+    names += [weight] if weight else []
     if doubled := _doubled(names):
         yield f"declared twice: {_quoted(doubled)}"
     if reserved := [name for name in dict.fromkeys(names) if name.lower() in RESERVED_NAMES]:
         yield f"names that sparktrain uses itself: {_quoted(reserved)}"
+    of_targets = {target.source.lower(): target.name for target in targets}
     for feature in features:
-        if feature.source == target.name != feature.name:
-            yield f"`{feature.name}` is made of the target `{target.name}`: a model would only repeat it"
+        target = of_targets.get(feature.source.lower())
+        if target is not None and target != feature.name:
+            yield f"`{feature.name}` is made of the target `{target}`: a model would only repeat it"
+    if weight is not None and weight.lower() in of_targets:
+        yield f"the weight `{weight}` is the target's column: weigh rows by another one"
+
+
+def _wrong_target(target: Target, given: DataType) -> str | None:
+    """What a target's column must be, when it is not."""
+    if target.kind == "multiclass":
+        allowed = (StringType, IntegralType, BooleanType)
+        return None if isinstance(given, allowed) else "classes as text, integers or booleans"
+    return None if isinstance(given, (NumericType, BooleanType)) else "a number or a boolean"
+
+
+def _wrong_split(split: SplitConfig, given: DataType) -> str | None:
+    """What the column that rows are split by must be, when it is not."""
+    if split.method == "column" and not isinstance(given, StringType):
+        return f"text, one of {', '.join(SPLITS)}, for prepare.split.method=column"
+    if split.method == "time":
+        start = instant(split.test_from if split.validation_from is None else split.validation_from)
+        if isinstance(start, datetime):
+            is_time = isinstance(given, (TimestampType, TimestampNTZType, DateType))
+            return None if is_time else "a timestamp or a date, as prepare.split's boundaries are"
+        return None if isinstance(given, NumericType) else "a number, as prepare.split's boundaries are"
+    return None
 
 
 def _source_clashes(columns: Sequence[str]) -> Iterable[str]:
@@ -79,23 +136,80 @@ def _quoted(names: Iterable[str]) -> str:
 
 def _wrong(feature: Feature, given: DataType) -> tuple[str, str] | None:
     """The given and the allowed types of a feature's column, when they differ."""
-    if isinstance(feature, Numeric):
-        return None if isinstance(given, NumericType) else (given.simpleString(), "a number")
-    if isinstance(given, (StringType, BooleanType, IntegralType)):
-        return None
-    return given.simpleString(), "text, an integer or a boolean"
+    found = input_type(given)
+    allowed, words = _ALLOWED[feature.kind]
+    if isinstance(feature, Tokens) and feature.tokenizer is None:
+        allowed, words = ("longs",), "an array of integers, as there is no tokenizer"
+    return None if found in allowed else (given.simpleString(), words)
 
 
-def _input_types(features: Sequence[Feature], types: dict[str, DataType]) -> dict[str, InputType]:
-    found: dict[str, InputType] = {}
-    for feature in features:
-        found[feature.source] = _input_type(types[feature.source])
-    return found
+_ALLOWED: dict[str, tuple[tuple[InputType, ...], str]] = {
+    "numeric": (("double", "long"), "a number"),
+    "categorical": (("string", "long", "boolean"), "text, an integer or a boolean"),
+    "boolean": (("boolean",), "a boolean"),
+    "timestamp": (("timestamp", "date"), "a timestamp or a date"),
+    "vector": (("doubles", "longs", "binary"), "an array of numbers, or binary"),
+    "image": (("binary",), "binary"),
+    "tokens": (("string",), "text"),
+    "passthrough": (
+        ("long", "double", "boolean", "string", "timestamp", "date"),
+        "a number, a boolean, text, a timestamp or a date",
+    ),
+}
 
 
-def _input_type(given: DataType) -> InputType:
-    if isinstance(given, StringType):
-        return "string"
-    if isinstance(given, BooleanType):
-        return "boolean"
-    return "long" if isinstance(given, IntegralType) else "double"
+def input_type(given: DataType) -> InputType | None:
+    """What features read a column of this type as; None: nothing that they know."""
+    if isinstance(given, ArrayType):
+        inner = input_type(given.elementType)
+        return {"long": "longs", "double": "doubles"}.get(str(inner))  # type: ignore[return-value]
+    for kinds, found in _INPUT_TYPES:
+        if isinstance(given, kinds):
+            return found
+    return None
+
+
+_INPUT_TYPES: tuple[tuple[tuple[type[DataType], ...], InputType], ...] = (
+    ((StringType,), "string"),
+    ((BooleanType,), "boolean"),
+    ((IntegralType,), "long"),
+    ((NumericType,), "double"),
+    ((TimestampType, TimestampNTZType), "timestamp"),
+    ((DateType,), "date"),
+    ((BinaryType,), "binary"),
+)
+
+
+def check_again(
+    df: DataFrame, fitted: FittedFeatures, key: Sequence[str], split: SplitConfig
+) -> dict[str, InputType]:
+    """Hold rows that earlier statistics are to be applied to against what these were fitted on.
+
+    Returns:
+        The type of each raw column that is needed, as it is here.
+
+    Raises:
+        FeaturesInvalid, SchemaMismatch: as `check_columns`.
+    """
+    if problems := list(_source_clashes(df.columns)):
+        raise FeaturesInvalid(problems)
+    types = {field.name: field.dataType for field in df.schema.fields}
+    needed = dict(fitted.input_types)
+    needed |= {target.column: target.input_type for target in fitted.targets}
+    if fitted.weight is not None:
+        needed[fitted.weight.column] = fitted.weight.input_type
+    wanted = [*needed, *key, *([split.column] if split.column else [])]
+    missing = [name for name in dict.fromkeys(wanted) if name not in types]
+    found = {name: input_type(types[name]) for name in needed if name in types}
+    retyped = {
+        name: (types[name].simpleString(), f"{needed[name]}, as when the features were fitted")
+        for name, kind in found.items()
+        if kind != needed[name] and (kind, needed[name]) not in _READABLE
+    }
+    if missing or retyped:
+        way_out = f"the source has {', '.join(df.columns)}"
+        raise SchemaMismatch("the source", missing=missing, retyped=retyped, way_out=way_out)
+    return {name: kind for name, kind in found.items() if kind is not None}
+
+
+_READABLE = {("long", "double"), ("longs", "doubles"), ("date", "timestamp")}

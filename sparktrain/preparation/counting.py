@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -126,7 +126,7 @@ class Numbers:
         buckets: Sketch = {}
         for key, count in zip(keys, self.values.values(), strict=True):
             buckets[key] = buckets.get(key, 0) + count
-        return Numbers(**{**self.__dict__, "values": None, "buckets": buckets})
+        return replace(self, values=None, buckets=buckets)
 
     def mean(self) -> float:
         return float(total(self.sum) / self.count) if self.count else 0.0
@@ -152,14 +152,14 @@ class Numbers:
 
     def to_text(self) -> str:
         # Python's integers outgrow 64 bits, so that they travel as text; JSON has no integer keys
-        pairs = {k: list(v.items()) if isinstance(v, dict) else v for k, v in self.__dict__.items()}
+        pairs = {k: list(v.items()) if isinstance(v, dict) else v for k, v in vars(self).items()}
         return json.dumps(pairs)
 
     @classmethod
     def from_text(cls, text: str) -> Numbers:
         given: dict[str, Any] = json.loads(text)
         pairs = ("sum", "square_sum", "values", "buckets")
-        return cls(**{k: dict(v) if k in pairs and v is not None else v for k, v in given.items()})
+        return cls(**{k: v if k not in pairs or v is None else dict(v) for k, v in given.items()})
 
 
 class NumberCounter:
@@ -234,15 +234,13 @@ class NumberCounter:
         counts = self._whole.items()
         sums = {0: sum(value * count for value, count in counts.items())}
         squares = {0: sum(value * value * count for value, count in counts.items())}
-        return Numbers(**{**self._found.__dict__, "values": counts, "sum": sums, "square_sum": squares})
+        return replace(self._found, values=counts, sum=sums, square_sum=squares)
 
     def result(self) -> Numbers:
         if self._whole is not None:
             return self._with_whole()
-        buckets = merge_bins(
-            self._found.buckets, merge_bins(self._positive.items(), self._negative.items())
-        )
-        return Numbers(**{**self._found.__dict__, "buckets": buckets})
+        buckets = merge_bins(self._found.buckets, merge_bins(self._positive.items(), self._negative.items()))
+        return replace(self._found, buckets=buckets)
 
 
 class ValueCounter:
@@ -327,4 +325,3 @@ def _square_root(value: Fraction) -> float:
     # Brought near 1 first: the variance of small numbers can be smaller than any float64.
     shift = (value.denominator.bit_length() - value.numerator.bit_length()) // 2
     return math.ldexp(math.sqrt(value * Fraction(4) ** shift), -shift)
-

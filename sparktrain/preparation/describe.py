@@ -14,12 +14,12 @@ from sparktrain.dataset.statistics import (
     TargetStatistics,
 )
 from sparktrain.features import FittedFeatures
-from sparktrain.features.sketch import CARD_BITS, COARSE_BITS, at_most
+from sparktrain.features.sketch import CARD_BITS, COARSE_BITS, Sketch, coarser
 from sparktrain.preparation.counting import Numbers
 from sparktrain.preparation.survey import Survey, View, Wanted
 from sparktrain.preparation.write import Written
 
-_NUM_BUCKETS = 128  # of a histogram: values that lie close together get narrower buckets
+_MAX_BUCKETS = 200
 _PLAIN = View(None, None, CARD_BITS)
 
 
@@ -56,8 +56,7 @@ def _column(wanted: Wanted, found: Survey, rows: int) -> ColumnStatistics:
 def _numbers(numbers: Numbers) -> dict[str, object]:
     counted: dict[str, object] = {"nans": numbers.train_nans, "infinities": numbers.train_infinities}
     if numbers.count:
-        buckets = numbers.in_buckets(CARD_BITS).buckets
-        histogram, bits = at_most(buckets, CARD_BITS, _NUM_BUCKETS, COARSE_BITS)
+        bits, histogram = _histogram(numbers.in_buckets(CARD_BITS).buckets)
         counted |= {
             "mean": numbers.mean(),
             "deviation": numbers.deviation(),
@@ -68,6 +67,14 @@ def _numbers(numbers: Numbers) -> dict[str, object]:
             "histogram_bits": bits,
         }
     return counted
+
+
+def _histogram(buckets: Sketch) -> tuple[int, Sketch]:
+    """As fine as a plot and a comparison can use: values that lie close together need finer buckets."""
+    for bits in range(CARD_BITS, COARSE_BITS, -1):
+        if len(found := coarser(buckets, CARD_BITS, bits)) <= _MAX_BUCKETS:
+            return bits, found
+    return COARSE_BITS, coarser(buckets, CARD_BITS, COARSE_BITS)
 
 
 def _target(name: str, split: str, content: Written) -> TargetStatistics:

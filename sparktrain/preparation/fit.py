@@ -13,6 +13,7 @@ from sparktrain.features import (
     Feature,
     FittedBoolean,
     FittedCategorical,
+    FittedFeature,
     FittedFeatures,
     FittedImage,
     FittedNumeric,
@@ -23,6 +24,7 @@ from sparktrain.features import (
     FittedVector,
     FittedWeight,
     Image,
+    InputType,
     Numeric,
     Passthrough,
     Target,
@@ -30,7 +32,7 @@ from sparktrain.features import (
     Tokens,
     Vector,
 )
-from sparktrain.features.fitted import FittedFeature, InputType
+from sparktrain.features.fitted_columns.numeric import Replacement
 from sparktrain.features.sketch import CARD_BITS, FINE_BITS
 from sparktrain.preparation.counting import Numbers
 from sparktrain.preparation.survey import Survey, View, Wanted
@@ -60,7 +62,9 @@ def wanted_columns(
             _want(wanted, types, feature.source)
     for target in targets:
         classes = target.kind == "multiclass"
-        _want(wanted, types, target.source, max_values=MAX_CLASSES + 1 if classes else None, all_splits=classes)
+        _want(
+            wanted, types, target.source, max_values=MAX_CLASSES + 1 if classes else None, all_splits=classes
+        )
     if weight is not None:
         _want(wanted, types, weight, view=_PLAIN)
     return list(wanted.values())
@@ -99,7 +103,9 @@ def _want(
     if before.max_values is not None:
         min_count = min(min_count, before.min_count) if max_values is not None else before.min_count
         max_values = max(max_values or 0, before.max_values)
-    wanted[column] = Wanted(column, types[column], views, max_values, min_count, before.all_splits or all_splits)
+    wanted[column] = Wanted(
+        column, types[column], views, max_values, min_count, before.all_splits or all_splits
+    )
 
 
 def view_of(feature: Numeric) -> View:
@@ -179,7 +185,7 @@ def _fit(feature: Feature, found: Survey, input_type: InputType) -> FittedFeatur
         return _fit_numeric(feature, found.numbers[feature.source, view_of(feature)], named)
     if isinstance(feature, Categorical):
         if feature.encoding == "hash":
-            return FittedCategorical(**named, vocabulary=(), num_buckets=feature.num_buckets)
+            return FittedCategorical(**named, num_buckets=feature.num_buckets)
         counts = found.values[feature.source].counts
         frequent = [value for value, count in counts if count >= feature.min_count]
         return FittedCategorical(**named, vocabulary=tuple(frequent[: feature.max_size]))
@@ -190,11 +196,11 @@ def _fit(feature: Feature, found: Survey, input_type: InputType) -> FittedFeatur
         options = {"parts": feature.parts, "cyclic": feature.cyclic, "null_flag": feature.null_flag}
         return FittedTimestamp(**named, time_zone=feature.time_zone, **options)
     if isinstance(feature, Vector):
-        fill = None if feature.fill == "fail" else feature.fill
-        return FittedVector(**named, shape=feature.shape, dtype=feature.dtype, fill=fill)
+        zeros = None if feature.fill == "fail" else feature.fill
+        return FittedVector(**named, shape=feature.shape, dtype=feature.dtype, fill=zeros)
     if isinstance(feature, Image):
-        fill = None if feature.fill == "fail" else feature.fill
-        return FittedImage(**named, shape=feature.shape, dtype=feature.dtype, fill=fill)
+        zeros = None if feature.fill == "fail" else feature.fill
+        return FittedImage(**named, shape=feature.shape, dtype=feature.dtype, fill=zeros)
     if isinstance(feature, Tokens):
         sizes = {"block_size": feature.block_size, "pad_id": feature.pad_id}
         return FittedTokens(**named, tokenizer=feature.tokenizer, **sizes)
@@ -217,19 +223,15 @@ def _fit_numeric(feature: Numeric, numbers: Numbers, named: Mapping[str, str]) -
     fills = {"mean": mean, "median": numbers.quantile(0.5, bits) if feature.fill == "median" else None}
     fill = fills.get(feature.fill) if isinstance(feature.fill, str) else feature.fill  # None: refused
     low, high = bounds_of(feature)
-    above, below = {
-        "null": (fill, fill),
-        "fail": (None, None),
-        "clip": (
-            high if high is not None else numbers.train_largest,
-            low if low is not None else numbers.train_smallest,
-        ),
-    }[feature.infinity]
-    nan = {"null": fill, "fail": None}[feature.nan] if isinstance(feature.nan, str) else feature.nan
+    above: Replacement = "null" if feature.infinity == "null" else None
+    below = above
+    if feature.infinity == "clip":
+        above = high if high is not None else numbers.train_largest or 0.0
+        below = low if low is not None else numbers.train_smallest or 0.0
     return FittedNumeric(
         **named,
         fill=fill,
-        nan=nan,
+        nan=None if feature.nan == "fail" else feature.nan,
         positive_infinity=above,
         negative_infinity=below,
         low=low,
@@ -246,7 +248,9 @@ def _fit_target(target: Target, found: Survey, input_type: InputType) -> FittedT
     if target.kind == "multiclass":
         values = [value for value, _ in found.values[target.source].counts]
         # by value, so that a class keeps its number when the counts change
-        classes = tuple(sorted(values, key=lambda text: (int(text), "") if input_type == "long" else (0, text)))
+        classes = tuple(
+            sorted(values, key=lambda text: (int(text), "") if input_type == "long" else (0, text))
+        )
     named = {"name": target.name, "column": target.source, "input_type": input_type}
     return FittedTarget(**named, kind=target.kind, classes=classes)
 

@@ -25,9 +25,9 @@ from pyspark import TaskContext
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from sparktrain.features.fitted import InputType, read_as
-from sparktrain.preparation.clean import RULE_COLUMN
+from sparktrain.features import InputType, read_as
 from sparktrain.preparation.counting import NumberCounter, Numbers, ValueCounter, merged_numbers
+from sparktrain.preparation.rules import RULE_COLUMN
 from sparktrain.preparation.split import ROW_ID_COLUMN, SPLIT_COLUMN, SPLITS
 
 QUARANTINE = "quarantine"
@@ -252,9 +252,7 @@ def _assemble(found: Sequence[Mapping[str, object]], wanted: Sequence[Wanted]) -
         },
         nulls={w.column: nulls.get(str(number), 0) for number, w in enumerate(wanted)},
         train_nulls={w.column: train_nulls.get(str(number), 0) for number, w in enumerate(wanted)},
-        spools=tuple(
-            Spool(path, tuple(rows), tuple(batches)) for _, path, rows, batches in sorted(spools)
-        ),
+        spools=tuple(Spool(path, tuple(rows), tuple(batches)) for _, path, rows, batches in sorted(spools)),
     )
 
 
@@ -330,7 +328,9 @@ class _Desk:
         self._batch_rows: list[int] = []
         self._rules: Counter[str] = Counter()
         self._numbers = {
-            i: [NumberCounter(v.bits, v.low, v.high) for v in w.views] for i, w in enumerate(wanted) if w.views
+            i: [NumberCounter(v.bits, v.low, v.high) for v in w.views]
+            for i, w in enumerate(wanted)
+            if w.views
         }
         self._values = {i: ValueCounter() for i, w in enumerate(wanted) if w.max_values is not None}
         self._nulls: Counter[int] = Counter()
@@ -398,7 +398,9 @@ class _Desk:
                 yield from _value_rows(i, table)
         rows: list[tuple[str, str, int, str | None]] = []
         rows += [("rule", rule, count, None) for rule, count in self._rules.items()]
-        rows += [("split", split, count, None) for split, count in zip(SPLITS, self._rows, strict=True) if count]
+        rows += [
+            ("split", split, count, None) for split, count in zip(SPLITS, self._rows, strict=True) if count
+        ]
         rows += [("nulls", str(i), count, None) for i, count in self._nulls.items()]
         rows += [("train_nulls", str(i), count, None) for i, count in self._train_nulls.items()]
         rows += [

@@ -27,8 +27,8 @@ from pyspark.sql import SparkSession
 from sparktrain.config import PrepareConfig
 from sparktrain.dataset.layout import ColumnSpec, Layout, pack, stored_schema
 from sparktrain.dataset.manifest import Part
-from sparktrain.features import FittedCategorical, FittedFeatures
-from sparktrain.features.fitted import UNKNOWN_CODE
+from sparktrain.dataset.read import WRITE_CHECKSUMS
+from sparktrain.features import UNKNOWN_CODE, FittedCategorical, FittedFeatures
 from sparktrain.preparation.split import ROW_ID_COLUMN, SPLITS
 from sparktrain.preparation.survey import Spool
 
@@ -76,9 +76,9 @@ def column_specs(features: FittedFeatures) -> tuple[ColumnSpec, ...]:
     for output in features.outputs:
         role = "passthrough" if output.name in passed_on else "feature"
         specs.append(_spec(output.name, output.dtype, output.shape, role))
-    specs += [_spec(target.name, target.dtype, (), "target") for target in features.targets]
+    specs += [_spec(target.name, target.output.dtype, (), "target") for target in features.targets]
     if features.weight is not None:
-        specs.append(_spec(features.weight.name, "float32", (), "weight"))
+        specs.append(_spec(features.weight.name, features.weight.output.dtype, (), "weight"))
     return tuple(specs)
 
 
@@ -220,7 +220,9 @@ class _PartWriter:
     @property
     def chunk_rows(self) -> int:
         """Rows that are worth a call and fit into memory: whole row groups."""
-        row_bytes = sum(np.dtype(s.dtype).itemsize * int(np.prod(s.shape)) for s in self._specs if s.dtype != "string")
+        row_bytes = sum(
+            np.dtype(s.dtype).itemsize * int(np.prod(s.shape)) for s in self._specs if s.dtype != "string"
+        )
         wanted = max(min(_MIN_CHUNK_ROWS, _MAX_CHUNK_BYTES // max(row_bytes, 1)), 1)
         return -(-wanted // self._row_group_rows) * self._row_group_rows
 
@@ -229,9 +231,6 @@ class _PartWriter:
         columns: dict[str, NDArray[Any]] = {ROW_ID_COLUMN: rows[ROW_ID_COLUMN].to_numpy()}
         columns |= features.transform(rows)
         columns |= features.transform_targets(rows)
-        if features.weight is not None:
-            column = rows[features.weight.column].combine_chunks()
-            columns[features.weight.name] = features.weight.transform(column)
         self._count(rows, columns)
         for start in range(0, len(rows), self._row_group_rows):
             stop = min(start + self._row_group_rows, len(rows))
@@ -273,7 +272,12 @@ class _PartWriter:
             "digest": self._digest.hexdigest(),
         }
         found = self._found
-        counted = {"unknown": found.unknown, "nulls": found.nulls, "classes": found.classes, "sums": found.sums}
+        counted = {
+            "unknown": found.unknown,
+            "nulls": found.nulls,
+            "classes": found.classes,
+            "sums": found.sums,
+        }
         return {"split": self._split, "part": self._number, "content": json.dumps({"part": part, **counted})}
 
 
@@ -282,13 +286,15 @@ def _encodings(
 ) -> dict[str, Any]:
     """Writer options: dictionaries only where they are small, and bytes apart where a strong codec follows."""
     layout: Layout = config.layout
-    small = {o.name for o in features.categorical if o.num_codes is not None and o.num_codes <= _LARGEST_DICTIONARY}
+    small = {
+        o.name for o in features.categorical if o.num_codes is not None and o.num_codes <= _LARGEST_DICTIONARY
+    }
     dictionary = [s.name for s in specs if s.dtype == "string" or (layout == "columns" and s.name in small)]
     options: dict[str, Any] = {
         "compression": config.compression,
         "use_dictionary": dictionary,
-        "write_page_checksum": True,
         "store_schema": False,
+        **WRITE_CHECKSUMS,
     }
     if config.compression == "zstd" and layout == "columns":
         floats = [s.name for s in specs if s.dtype in ("float32", "float64") and not s.shape]

@@ -55,12 +55,13 @@ def logistic_regression_reference(dataset: Dataset, max_rows: int = _MAX_ROWS) -
 def _design(dataset: Dataset, split: str, max_rows: int | None) -> tuple[sparse.csr_matrix, NDArray[Any]]:
     """Return the matrix [rows, numeric + all codes] and the target [rows]."""
     features = dataset.features
-    columns = [feature.name for feature in features.features] + [features.target.name]
+    used = [*features.numeric, *features.categorical]
+    columns = [output.name for output in used] + [features.target.name]
     table = dataset.to_arrow(split, columns=columns)
     if max_rows is not None and table.num_rows > max_rows:
         table = table.take(np.linspace(0, table.num_rows - 1, max_rows).astype(np.int64))
-    blocks = [sparse.csr_matrix(_numpy(table, feature.name)[:, None]) for feature in features.numeric]
-    blocks += [_one_hot(_numpy(table, feature.name), feature.num_codes) for feature in features.categorical]
+    blocks = [sparse.csr_matrix(_numpy(table, output.name)[:, None]) for output in features.numeric]
+    blocks += [_one_hot(_numpy(table, o.name), o.num_codes or 0) for o in features.categorical]
     return sparse.hstack(blocks, format="csr"), _numpy(table, features.target.name)
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
 
 FEATURES_FILE = "features.json"
+_MLFLOW_TYPES = {"double", "boolean", "string", "binary"}  # of raw columns, that MLflow is told
 TASK_FILE = "task.json"
 WEIGHTS_FILE = "model.safetensors"
 
@@ -166,7 +167,8 @@ def _signature(features: FittedFeatures) -> ModelSignature:
     """Declare the raw columns; each may hold nulls, which the features have a rule for.
 
     Integers are "any": MLflow refuses floats for "long", and int64 for "double", but pandas delivers one or
-    the other as a missing value is among the rows or not. Text is refused when the rows are read.
+    the other as a missing value is among the rows or not. So are times and arrays, which pandas delivers in
+    several ways. What can't be read is refused when the rows are.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
@@ -174,7 +176,7 @@ def _signature(features: FittedFeatures) -> ModelSignature:
 
     any_type = AnyType()  # type: ignore[no-untyped-call]
     inputs: list[ColSpec | TensorSpec] = [
-        ColSpec(any_type if kind == "long" else DataType[kind], name, required=False)
+        ColSpec(DataType[kind] if kind in _MLFLOW_TYPES else any_type, name, required=False)
         for name, kind in features.input_types.items()
     ]
     return ModelSignature(Schema(inputs), Schema([ColSpec(DataType.double, "probability")]))

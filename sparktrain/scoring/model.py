@@ -73,6 +73,7 @@ class ServedModel:
                 "give a model that sparktrain registered; others have mlflow.pyfunc.spark_udf",
             ) from error
         with pipeline_module(spec["pipeline"], code) as pipeline:
+            features.import_tokenizers()  # of the pipeline's own code, which leaves sys.modules again
             task = pipeline.Task(**spec["arguments"])
             module = task.build_model(features)
         try:
@@ -92,7 +93,11 @@ class ServedModel:
             SchemaMismatch: with every column that is missing or can't be read as its declared type.
         """
         columns = self.features.transform(rows)
-        tensors = {name: torch.from_numpy(np.require(v, requirements="W")) for name, v in columns.items()}
+        tensors = {
+            name: torch.from_numpy(np.require(values, requirements="W"))
+            for name, values in columns.items()
+            if values.dtype.kind != "O"  # text that is passed through; no stream has it either
+        }
         scores = np.empty(rows.num_rows, np.float64)
         with torch.inference_mode():
             for start in range(0, rows.num_rows, batch_rows):

@@ -12,8 +12,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql.types import DataType, DoubleType, StructField, StructType
 
 from sparktrain.errors import SchemaMismatch
-from sparktrain.features import FittedFeatures
-from sparktrain.features.fitted import InputType, read_as
+from sparktrain.features import FittedFeatures, InputType, read_as
 from sparktrain.scoring.lookup import fetch_model
 from sparktrain.scoring.model import FEATURES_FILE, PROBABILITY, ServedModel
 from sparktrain.scoring.packed import PackedModel

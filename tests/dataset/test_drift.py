@@ -191,11 +191,15 @@ def test_unknown_rates_are_found_through_the_features_of_a_column() -> None:
     before = statistics(texts({"1": 100}, "month"), unknown={"month": 0, "month_category": 1})
     after = statistics(texts({"1": 100}, "month"), unknown={"month": 2, "month_category": 30})
     assert compare(before, after)[0].unknown_rate == (0, 0.02)
+    nothing = statistics(texts({"1": 100}, "month"))  # a feature that knew every value is not counted
+    assert compare(nothing, after)[0].unknown_rate == (0, 0.02)
+    assert compare(nothing, nothing)[0].unknown_rate is None
     renamed = FittedCategorical(
         name="month_category", column="month", input_type="long", vocabulary=("1", "2", "12")
     )
     features = FEATURES.model_copy(update={"features": (renamed,)})
     assert compare(before, after, features)[0].unknown_rate == (0.01, 0.3)
+    assert compare(nothing, nothing, features)[0].unknown_rate == (0, 0)
 
 
 def test_columns_without_rows_are_left_out() -> None:

@@ -1,166 +1,165 @@
-"""Fitted features: raw rows in, float32 and int32 out, and the same again after a trip through JSON."""
+"""Fitted features together: raw rows in, arrays out, and the same again after a trip through JSON."""
 
 from __future__ import annotations
 
-from decimal import Decimal
+import pickle
+from typing import Any, get_args
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sparktrain.errors import EXIT_DATA, SchemaMismatch
-from sparktrain.features import FittedCategorical, FittedFeatures, FittedNumeric, Target
-from sparktrain.features.fitted import InputType
+from sparktrain.errors import EXIT_DATA, NotOneTarget, SchemaMismatch, TokenizerUnusable, ValuesRefused
+from sparktrain.features import (
+    Boolean,
+    Feature,
+    FittedBoolean,
+    FittedCategorical,
+    FittedFeature,
+    FittedFeatures,
+    FittedImage,
+    FittedNumeric,
+    FittedPassthrough,
+    FittedTarget,
+    FittedTimestamp,
+    FittedTokens,
+    FittedVector,
+    FittedWeight,
+    Image,
+    InputType,
+    Numeric,
+    Passthrough,
+    Target,
+    Timestamp,
+    Tokens,
+    Vector,
+    output_names,
+)
 
-NAN, INFINITY = float("nan"), float("inf")
 finite = st.floats(allow_nan=False, allow_infinity=False)
+LATE = FittedTarget(name="late", column="late", kind="binary", input_type="boolean")
 
 
-def numeric(
-    name: str = "x",
-    *,
-    column: str | None = None,
-    input_type: InputType = "double",
-    fill: float = 10.0,
-    offset: float = 10.0,
-    scale: float = 4.0,
-) -> FittedNumeric:
-    return FittedNumeric(
-        name=name, column=column or name, input_type=input_type, fill=fill, offset=offset, scale=scale
-    )
+def numeric(name: str = "x", **changes: Any) -> FittedNumeric:
+    return FittedNumeric(**({"name": name, "column": name, "input_type": "double", "fill": 10.0} | changes))
 
 
 def categorical(
-    vocabulary: tuple[str, ...],
-    name: str = "c",
-    *,
-    column: str | None = None,
-    input_type: InputType = "string",
+    vocabulary: tuple[str, ...], name: str = "c", *, column: str = "", input_type: InputType = "string"
 ) -> FittedCategorical:
     return FittedCategorical(name=name, column=column or name, input_type=input_type, vocabulary=vocabulary)
 
 
-def fitted(*features: FittedNumeric | FittedCategorical) -> FittedFeatures:
-    return FittedFeatures(features=features, target=Target("late"))
+def fitted(*features: Any, targets: tuple[FittedTarget, ...] = (LATE,), **others: Any) -> FittedFeatures:
+    return FittedFeatures(features=features, targets=targets, **others)
 
 
-def transform_one(
-    feature: FittedNumeric | FittedCategorical, column: pa.Array | pa.ChunkedArray
-) -> list[float]:
-    out = fitted(feature).transform(pa.table({feature.column: column}))[feature.name]
-    assert out.dtype == (np.float32 if isinstance(feature, FittedNumeric) else np.int32)
-    return out.tolist()
+def one_of_each() -> FittedFeatures:
+    return fitted(
+        numeric(null_flag=True),
+        categorical(("a",)),
+        FittedBoolean(name="b", column="b", fill=True),
+        FittedTimestamp(
+            name="t", column="t", input_type="timestamp", parts=("hour", "month"), cyclic=True,
+            time_zone="Europe/Berlin", null_flag=True,
+        ),
+        FittedVector(name="v", column="v", input_type="doubles", shape=(2, 2), dtype="float32", fill=None),
+        FittedImage(name="i", column="i", shape=(1, 2, 1), fill="zeros"),
+        FittedTokens(name="k", column="k", input_type="string", block_size=3, tokenizer="bytes"),
+        FittedPassthrough(name="p", column="p", input_type="long", fill=None),
+        weight=FittedWeight(name="w", column="x", input_type="double", scale=2.0),
+    )  # fmt: skip
 
 
-def test_a_null_a_nan_and_an_infinity_become_the_fill() -> None:
-    values = pa.array([None, NAN, INFINITY, -INFINITY, 2.0])
-    assert transform_one(numeric(), values) == [0.0, 0.0, 0.0, 0.0, -2.0]
-    assert transform_one(numeric(fill=14.0), values) == [1.0, 1.0, 1.0, 1.0, -2.0]
-
-
-@pytest.mark.parametrize(
-    "column",
-    [
-        pa.array([2, None], pa.int8()),
-        pa.array([2, None], pa.uint64()),
-        pa.array([2.0, None], pa.float32()),
-        pa.array([2.0, None], pa.float16()),
-        pa.array([Decimal("2.00"), None]),
-        pa.array([2, None]).dictionary_encode(),
-        pa.chunked_array([[2], [], [None]], pa.int64()),
-    ],
-    ids=lambda column: str(column.type),
+ROWS = pa.table(
+    {
+        "x": [1.0, 2.0],
+        "c": ["a", None],
+        "b": [None, False],
+        "t": pa.array([0, None], pa.timestamp("us", "UTC")),
+        "v": [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]],
+        "i": [b"\x01\x02", None],
+        "k": ["é", "abcd"],
+        "p": [2**53 + 1, -1],
+        "late": [True, False],
+        "unused": [0, 0],
+    }
 )
-def test_a_number_of_any_type_is_a_number(column: pa.Array) -> None:
-    assert transform_one(numeric(), column) == [-2.0, 0.0]
 
 
-@pytest.mark.parametrize("value", [2**53 + 1, 2**62 + 1, 2**63 - 1, -(2**63)])
-def test_integers_beyond_53_bits_are_rounded_to_the_nearest_float(value: int) -> None:
-    # What is left after the offset shows each bit of float64, which float32 would hide.
-    assert transform_one(numeric(offset=float(value), scale=1.0), pa.array([value])) == [0.0]
+def test_every_declared_kind_has_a_fitted_one() -> None:
+    def kinds(union: Any) -> set[str]:
+        return {member.model_fields["kind"].default for member in get_args(get_args(union)[0])}
+
+    assert kinds(Feature) == kinds(FittedFeature)
 
 
-@settings(max_examples=300)
-@given(st.decimals(allow_nan=False, allow_infinity=False, places=18, min_value=-(10**19), max_value=10**19))
-def test_decimals_are_rounded_once(value: Decimal) -> None:
-    feature = numeric(offset=float(value), scale=1.0)
-    assert transform_one(feature, pa.array([value], pa.decimal128(38, 18))) == [0.0]
+def test_the_outputs_say_what_transform_gives() -> None:
+    features = one_of_each()
+    for rows in (ROWS, ROWS.to_batches()[0], ROWS.slice(1), ROWS.slice(0, 0), pa.concat_tables([ROWS, ROWS])):
+        arrays = features.transform(rows)
+        assert list(arrays) == [output.name for output in features.outputs]
+        for output in features.outputs:
+            assert arrays[output.name].dtype == output.dtype
+            assert arrays[output.name].shape == (rows.num_rows, *output.shape)
+    assert [output.name for output in features.numeric] == [
+        "x", "x_is_null", "b", "t_hour_sin", "t_hour_cos", "t_month_sin", "t_month_cos", "t_is_null"
+    ]  # fmt: skip
+    assert [(output.name, output.num_codes) for output in features.categorical] == [("c", 3)]
+    arrays = features.transform(ROWS)
+    assert arrays["v"].tolist() == [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
+    assert arrays["k"].tolist() == [[0xC3 + 1, 0xA9 + 1, 0], [98, 99, 100]]
 
 
-def test_minus_zero_becomes_zero() -> None:
-    feature = numeric(offset=0.0, scale=1.0)
-    out = fitted(feature).transform(pa.table({"x": [-0.0, 0.0, -1e-300]}))["x"]
-    assert out.tobytes() == np.zeros(3, np.float32).tobytes()
+def test_declared_and_fitted_features_agree_about_names() -> None:
+    declared: list[Feature] = [
+        Numeric("x", null_flag=True), Boolean("b"), Image("i", shape=(1, 2, 1)), Passthrough("p"),
+        Timestamp("t", parts=("hour", "month"), null_flag=True),
+        Vector("v", shape=4), Tokens("k", block_size=3, tokenizer="bytes"),
+    ]  # fmt: skip
+    by_name = {feature.name: feature for feature in one_of_each().features}
+    for feature in declared:
+        assert output_names(feature) == [output.name for output in by_name[feature.name].outputs]
+    assert output_names(Target("late")) == [LATE.output.name]
 
 
-def test_known_values_unknown_values_and_nulls_have_codes_of_their_own() -> None:
-    column = pa.array(["b", "a", "", "never seen", None, "A"])
-    assert transform_one(categorical(("b", "a", "")), column) == [2, 3, 4, 1, 0, 1]
-    assert transform_one(categorical(()), column) == [1, 1, 1, 1, 0, 1]
+def test_targets_and_weight_are_made_apart_from_the_features() -> None:
+    arrays = one_of_each().transform_targets(ROWS)
+    assert {name: (array.tolist(), str(array.dtype)) for name, array in arrays.items()} == {
+        "late": ([1.0, 0.0], "float32"),
+        "w": ([0.5, 1.0], "float32"),
+    }
+    assert "late" not in one_of_each().input_types
 
 
-@pytest.mark.parametrize("kind", ["large_string", "string_view", "dictionary", "null"])
-def test_text_is_text_however_it_is_stored(kind: str) -> None:
-    if kind == "dictionary":
-        chunks = [pa.array(["b", None]).dictionary_encode(), pa.array(["x", "b"]).dictionary_encode()]
-        column, expected = pa.chunked_array(chunks), [2, 0, 1, 2]
-    elif kind == "null":
-        column, expected = pa.nulls(2), [0, 0]
-    else:
-        column, expected = pa.array(["b", None, "x"], pa.type_for_alias(kind)), [2, 0, 1]
-    assert transform_one(categorical(("b",)), column) == expected
-
-
-def test_integers_that_pandas_turned_into_floats_are_integers_again() -> None:
-    frame = pd.DataFrame({"month": [1, 12, None, 7]})
-    assert frame["month"].dtype == np.float64
-    column = pa.Table.from_pandas(frame)["month"]
-    month = categorical(("12", "1"), "month", input_type="long")
-    assert transform_one(month, column) == [3, 2, 0, 1]
-    assert transform_one(month, pa.array([1.0, NAN], pa.float32())) == [3, 0]
-
-
-@pytest.mark.parametrize("value", [1.5, INFINITY, 2.0**63])
-def test_a_number_that_is_no_integer_fits_no_vocabulary_of_integers(value: float) -> None:
-    with pytest.raises(SchemaMismatch, match="column `c` is double, expected long"):
-        transform_one(categorical(("1",), input_type="long"), pa.array([1.0, value]))
-
-
-def test_booleans_are_categories() -> None:
-    weekend = categorical(("false", "true"), input_type="boolean")
-    assert transform_one(weekend, pa.array([True, False, None])) == [3, 2, 0]
-    assert transform_one(weekend, pa.nulls(1)) == [0]
+def test_the_target_is_the_only_one() -> None:
+    other = LATE.model_copy(update={"name": "cancelled"})
+    assert fitted(numeric()).target == LATE
+    with pytest.raises(NotOneTarget, match=r"2 targets \(late, cancelled\)"):
+        _ = fitted(numeric(), targets=(LATE, other)).target
+    with pytest.raises(NotOneTarget, match=r"0 targets \(none\)"):
+        _ = fitted(numeric(), targets=()).target
 
 
 @pytest.mark.parametrize(
-    ("input_type", "column"),
+    ("features", "problem"),
     [
-        ("double", pa.array(["1"])),
-        ("double", pa.array(["1"], pa.large_string())),
-        ("double", pa.array(["1"]).dictionary_encode()),
-        ("double", pa.array([b"1"])),
-        ("double", pa.array([0], pa.timestamp("us"))),
-        ("long", pa.array(["1"])),
-        ("long", pa.array([0], pa.date32())),
-        ("boolean", pa.array(["true"])),
-        ("boolean", pa.array(["true"], pa.large_string())),
-        ("boolean", pa.array([1])),
-        ("string", pa.array([1])),
-        ("string", pa.array([1]).dictionary_encode()),
-        ("string", pa.array([True])),
-        ("string", pa.array([b"text"])),
+        ((numeric("a"), numeric("a")), "twice: a"),
+        ((numeric("a"), numeric("A")), "twice: a, A"),
+        ((numeric("a", null_flag=True), numeric("a_is_null")), "twice: a_is_null"),
+        ((numeric("late"),), "twice: late"),
+        ((numeric("weight"),), "twice: weight"),
+        ((numeric("a"), categorical(("1",), "b", column="a", input_type="long")), "read as two types: a"),
     ],
     ids=str,
 )
-def test_a_column_of_another_kind_is_never_read_as_something(input_type: InputType, column: pa.Array) -> None:
-    feature = numeric("c") if input_type == "double" else categorical(("1", "true"), input_type=input_type)
-    with pytest.raises(SchemaMismatch, match="column `c` is"):
-        transform_one(feature, column)
+def test_names_that_clash_are_refused(features: tuple[Any, ...], problem: str) -> None:
+    weight = FittedWeight(name="weight", column="w", input_type="double")
+    with pytest.raises(ValidationError, match=problem):
+        fitted(*features, weight=weight)
 
 
 def test_a_mismatch_lists_every_column_at_once() -> None:
@@ -180,27 +179,48 @@ def test_a_mismatch_lists_every_column_at_once() -> None:
     assert caught.value.exit_code == EXIT_DATA
 
 
+def test_refused_values_of_all_columns_come_at_once() -> None:
+    features = fitted(numeric("a", fill=None), numeric("b"), FittedBoolean(name="c", column="c", fill=None))
+    rows = pa.table({"a": [None, float("nan")], "b": [1.0, None], "c": pa.array([None, None], pa.bool_())})
+    with pytest.raises(ValuesRefused) as caught:
+        features.transform(rows)
+    assert caught.value.columns == {"a": "1 null, 1 NaN", "c": "2 nulls"}
+    assert "column `a`: 1 null, 1 NaN" in str(caught.value)
+
+
 def test_one_raw_column_serves_two_features() -> None:
     features = fitted(
-        numeric("month", input_type="long", offset=0.0, scale=1.0),
+        numeric("month", input_type="long"),
         categorical(("12", "1"), "month_category", column="month", input_type="long"),
     )
     assert features.input_types == {"month": "long"}
-    out = features.transform(pa.table({"month": [1.0, 12.0, NAN]}))
+    out = features.transform(pa.table({"month": [1.0, 12.0, float("nan")]}))
     assert list(out) == ["month", "month_category"]
     assert out["month"].tolist() == [1.0, 12.0, 10.0]
     assert out["month_category"].tolist() == [3, 2, 0]
 
 
-def test_batches_and_tables_of_no_rows_are_transformed() -> None:
-    features = fitted(numeric(), categorical(("a",)))
-    schema = pa.schema([("c", pa.string()), ("x", pa.int64())])
-    for rows in (schema.empty_table(), pa.RecordBatch.from_pylist([], schema)):
-        out = features.transform(rows)
-        assert {name: (len(v), v.dtype) for name, v in out.items()} == {
-            "x": (0, "float32"),
-            "c": (0, "int32"),
-        }
+def test_tokenizers_are_imported_on_request() -> None:
+    one_of_each().import_tokenizers()  # has none to import
+    missing = FittedTokens(name="k", column="k", input_type="string", block_size=3, tokenizer="gone:words")
+    with pytest.raises(TokenizerUnusable, match="gone:words"):
+        fitted(missing).import_tokenizers()
+
+
+def test_used_features_can_still_be_sent_elsewhere() -> None:
+    features = one_of_each()
+    before = features.transform(ROWS)
+    again = pickle.loads(pickle.dumps(features))
+    assert again == features == one_of_each()
+    for name, array in again.transform(ROWS).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_trip_through_json_keeps_every_kind() -> None:
+    features = one_of_each()
+    again = FittedFeatures.from_json(features.to_json())
+    assert again == features
+    assert again.to_json() == features.to_json()
 
 
 @given(
@@ -221,10 +241,25 @@ def test_a_trip_through_json_changes_no_bit(
 
 
 @pytest.mark.parametrize(
-    "change", [('"version": 1', '"version": 2'), ('"kind": "numeric"', '"kind": "image"')]
+    ("old", "new", "problem"),
+    [
+        (
+            '"version": 2',
+            '"version": 1',
+            "have version 1, this sparktrain reads version 2: prepare the dataset",
+        ),
+        ('"kind": "numeric"', '"kind": "spline"', "spline"),
+    ],
 )
-def test_json_of_another_version_or_kind_is_refused(change: tuple[str, str]) -> None:
+def test_json_of_another_version_or_kind_is_refused(old: str, new: str, problem: str) -> None:
     text = fitted(numeric()).to_json()
-    assert change[0] in text
-    with pytest.raises(ValidationError):
-        FittedFeatures.from_json(text.replace(*change))
+    assert old in text
+    with pytest.raises(ValidationError, match=problem):
+        FittedFeatures.from_json(text.replace(old, new))
+
+
+def test_the_first_version_is_refused_by_its_number() -> None:
+    text = '{"version": 1, "features": [], "target": {"name": "late", "kind": "binary"}}'
+    with pytest.raises(ValidationError, match="these features have version 1") as caught:
+        FittedFeatures.from_json(text)
+    assert len(caught.value.errors()) == 1

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from sparktrain.dataset import Dataset
-from sparktrain.features import FittedCategorical, FittedFeatures, FittedNumeric, Target
+from sparktrain.features import FittedCategorical, FittedFeatures, FittedNumeric, FittedTarget
 from sparktrain.runs.reference import logistic_regression_reference
 
 
@@ -27,7 +27,7 @@ def made_up(train_rows: int, num_codes: int, seed: int = 0) -> InMemory:
     names = [f"number_{i}" for i in range(10)]
     features = FittedFeatures(
         features=(
-            *(FittedNumeric(name=n, column=n, input_type="double", fill=0, offset=0, scale=1) for n in names),
+            *(FittedNumeric(name=n, column=n, input_type="double", fill=0) for n in names),
             *(
                 FittedCategorical(
                     name=name,
@@ -38,7 +38,7 @@ def made_up(train_rows: int, num_codes: int, seed: int = 0) -> InMemory:
                 for name in ("a", "b")
             ),
         ),
-        target=Target("late"),
+        targets=(FittedTarget(name="late", column="late", kind="binary", input_type="boolean"),),
     )
     random = np.random.default_rng(seed)
     effect = random.normal(0, 1.0, num_codes)
