@@ -240,7 +240,7 @@ def _prepare(config: Config, spark: SparkSession, console: Console) -> Dataset:
 
     with console.status("preparing the data"):
         dataset = prepare_stage(config, spark)
-    console.print(dataset_table(dataset.manifest))
+    console.print(dataset_table(dataset))
     return dataset
 
 

@@ -17,10 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from sparktrain.dataset import Dataset
     from sparktrain.dataset import findings as dataset_findings
     from sparktrain.dataset.check import Report
-    from sparktrain.dataset.manifest import Manifest
+    from sparktrain.dataset.drift import ColumnDrift
     from sparktrain.doctor import Finding
+
+_MAX_LINES = 5  # about columns, in the table of a dataset that may have hundreds
+_COLOURS = {"little": "default", "moderate": "yellow", "large": "red"}
 
 
 class TrainingProgress:
@@ -80,8 +84,11 @@ def log_to(console: Console) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
-def dataset_table(manifest: Manifest) -> Table:
-    """Rows in, kept, and quarantined by rule, and where they went."""
+def dataset_table(dataset: Dataset) -> Table:
+    """Rows in, kept, and quarantined by rule, and where they went; what stands out in the dataset's card."""
+    from sparktrain.dataset.card import CARD_PAGE, Card  # a command that fails at once should not wait for it
+
+    manifest = dataset.manifest
     table = _table("dataset", manifest.name)
     rows_in = manifest.rows_in
     table.add_row("rows in", f"{rows_in:,}")
@@ -91,7 +98,42 @@ def dataset_table(manifest: Manifest) -> Table:
     for split, content in manifest.splits.items():
         table.add_row(f"  {split}", f"{content.rows:,}")
     table.add_row("fingerprint", manifest.fingerprint)
+    if (card := Card.load(dataset.path)) is not None:
+        for column in card.most_often_null(_MAX_LINES):
+            table.add_row(f"nulls in `{escape(column.column)}`", f"{column.null_rate:.2%}")
+        _add_drift(table, card.drift)
+        table.add_row("card", escape(str(dataset.path / CARD_PAGE)))
     return table
+
+
+def _add_drift(table: Table, drift: Sequence[ColumnDrift]) -> None:
+    moved = [column for column in drift if column.level != "little"]
+    for column in moved[:_MAX_LINES]:
+        change = f"PSI {column.psi:.2f}, a {column.level} change"
+        table.add_row(f"drift of `{escape(column.column)}`", f"[{_COLOURS[column.level]}]{change}[/]")
+    if len(moved) > _MAX_LINES:
+        table.add_row("", f"and {len(moved) - _MAX_LINES} more columns, see the card")
+
+
+def drift_table(drift: Sequence[ColumnDrift]) -> Table:
+    """How far each column is from an earlier dataset's, the farthest first."""
+    table = Table(title="drift", title_justify="left", title_style="bold")
+    for name in ("column", "PSI", "change", "null", "unknown", "mean"):
+        table.add_column(name, justify="right" if name == "PSI" else "left", overflow="fold")
+    for column in drift:
+        table.add_row(
+            escape(column.column),
+            f"{column.psi:.3f}",
+            f"[{_COLOURS[column.level]}]{column.level}[/]",
+            _change(column.null_rate, ".2%"),
+            _change(column.unknown_rate, ".2%"),
+            _change(column.mean, ",.4g"),
+        )
+    return table
+
+
+def _change(shift: tuple[float, float] | None, form: str) -> str:
+    return "" if shift is None else " → ".join(dict.fromkeys(format(value, form) for value in shift))
 
 
 def training_table(result: Mapping[str, Any]) -> Table:

@@ -149,7 +149,7 @@ def describe(
         rows_kept=manifest.rows_kept,
         quarantined=manifest.quarantined,
         splits=tuple(_split(name, split.rows, split.parts) for name, split in manifest.splits.items()),
-        layout=getattr(manifest, "layout", "columns"),
+        layout=manifest.layout,
         stored={field.name: str(field.type) for field in manifest.schema},
         settings={key: manifest.prepare[key] for key in _SETTINGS if key in manifest.prepare},
         columns=tuple(_column(column, takers.get(column.column, ())) for column in statistics.columns),
@@ -173,11 +173,13 @@ def _split(name: str, rows: int, parts: Sequence[Part]) -> SplitCard:
 
 def _feature(name: str, kind: str, statistics: Statistics) -> FeatureCard:
     codes = {split: counts for split, counts in statistics.codes.items() if counts.rows}
+    # What never happened is not among the counts; only a categorical feature can fail to know a value.
+    unknown = {split: c.unknown.get(name, 0) / c.rows for split, c in codes.items()}
     return FeatureCard(
         name=name,
         kind=kind,
-        null_rate={split: c.nulls[name] / c.rows for split, c in codes.items() if name in c.nulls},
-        unknown_rate={split: c.unknown[name] / c.rows for split, c in codes.items() if name in c.unknown},
+        null_rate={split: c.nulls.get(name, 0) / c.rows for split, c in codes.items()},
+        unknown_rate=unknown if kind == "categorical" else {},
     )
 
 

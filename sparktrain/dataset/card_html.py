@@ -13,24 +13,28 @@ class Html(str):
     """Text that is markup already."""
 
 
+class Percent(str):
+    """A share as people read it."""
+
+
 def number(value: float | None) -> str:
     """Four digits for fractions, all of them for whole numbers; nothing for None."""
     if value is None:
         return ""
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
-    return f"{value:,.1f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+    return f"{value:,.1f}" if 1e4 <= abs(value) < 1e15 else f"{value:,.4g}"
 
 
-def percent(share: float | None) -> str:
-    """Never 0 for something and never 100 % for less than everything."""
+def percent(share: float | None) -> Percent:
+    """Never 0 for something and never 100 % for less than everything; nothing for None."""
     if share is None:
-        return ""
+        return Percent()
     if 0 < share < 1e-4:
-        return "<0.01%"
+        return Percent("<0.01%")
     if 0.9999 < share < 1:
-        return ">99.99%"
-    return f"{share:.2%}" if 0 < share < 1 else f"{share:.0%}"
+        return Percent(">99.99%")
+    return Percent(f"{share:.2%}" if 0 < share < 1 else f"{share:.0%}")
 
 
 def size(num_bytes: float) -> str:
@@ -43,7 +47,8 @@ def size(num_bytes: float) -> str:
 
 def meter(share: float) -> Html:
     """A share as a bar beside its number."""
-    return Html(f'<i class="meter"><i style="width:{min(share, 1):.1%}"></i></i>')
+    filled = f'<i style="width:{min(share, 1):.1%}"></i>' if share else ""
+    return Html(f'<i class="meter">{filled}</i>')
 
 
 def details(summary: str, content: str) -> Html:
@@ -52,21 +57,27 @@ def details(summary: str, content: str) -> Html:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]], kind: str = "") -> Html:
-    """A table; numbers stand to the right, all else to the left."""
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    """A table; columns of numbers stand to the right with their heads, all others to the left."""
+    lines = list(rows)
+    right = [any(_is_number(line[i]) for line in lines) for i in range(len(heads))]
+    classes = [' class="n"' if is_right else "" for is_right in right]
+    head = "".join(f"<th{c}>{escape(text)}</th>" for c, text in zip(classes, heads, strict=True))
+    body = "\n".join(
+        f"<tr>{''.join(f'<td{c}>{_text(v)}</td>' for c, v in zip(classes, line, strict=True))}</tr>"
+        for line in lines
+    )
     content = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
     return Html(f'<div class="scroll"><table class="{kind}">{content}</table></div>')
 
 
-def _cell(value: object) -> str:
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | Percent)
+
+
+def _text(value: object) -> str:
     if isinstance(value, Html):
-        return f"<td>{value}</td>"
-    if value is None or isinstance(value, int | float):
-        return f'<td class="n">{number(value)}</td>'
-    text = str(value)
-    kind = ' class="n"' if text[-1:] == "%" and text[0] in "<>0123456789" else ""
-    return f"<td{kind}>{escape(text)}</td>"
+        return value
+    return number(value) if value is None or isinstance(value, int | float) else escape(str(value))
 
 
 STYLE = """
@@ -86,17 +97,19 @@ nav a:hover{text-decoration:underline}.soft,small{color:var(--soft);font-size:12
 .tiles div{flex:1 1 120px;padding:12px 14px;background:var(--card);border:1px solid var(--line);
 border-radius:8px}
 .tiles b{display:block;font-size:21px;font-weight:600}.tiles span{color:var(--soft)}
-.scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:8px}
+.scroll{width:fit-content;max-width:100%;overflow-x:auto;background:var(--card);border:1px solid var(--line);
+border-radius:8px}
 .scroll .scroll{border:0;background:none}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:6px 12px;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 tbody tr:last-child>td{border-bottom:0}
-th{color:var(--soft);font-size:12px;font-weight:500;white-space:nowrap}.n{text-align:right;white-space:nowrap}
-.names td:first-child{font-weight:600;max-width:280px;overflow-wrap:anywhere}
+th{color:var(--soft);font-size:12px;font-weight:500;white-space:nowrap}th.n,td.n{text-align:right;white-space:nowrap}
+.names>tbody>tr>td:first-child{font-weight:600;min-width:130px;max-width:280px;
+overflow-wrap:break-word}
 .names td small{font-weight:400;display:block}
-td details table{width:auto}td details td,td details th{padding:1px 10px 1px 0;border:0}
+td details td,td details th{padding:1px 10px 1px 0;border:0}
 summary{cursor:pointer;color:var(--bar)}
-svg{display:block}svg path{fill:var(--bar)}
+svg{display:block;color:var(--bar);fill:currentColor}
 .meter{display:block;width:110px;height:8px;margin-top:6px;border-radius:4px;background:var(--track)}
 .meter i{display:block;height:100%;min-width:1px;border-radius:4px;background:var(--bar)}
 .moderate{color:var(--warn);font-weight:600}.large{color:var(--bad);font-weight:600}

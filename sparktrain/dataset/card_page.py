@@ -148,7 +148,7 @@ def _column(c: ColumnCard) -> list[object]:
         for feature in c.features
     )
     kinds = " · ".join(filter(None, (c.input_type, taken_by)))
-    missing = [percent(c.null_rate)]
+    missing: list[str] = [percent(c.null_rate)]
     missing += [f"{percent(c.nan_rate)} NaN"] if c.nan_rate else []
     missing += [f"{percent(c.infinity_rate)} infinite"] if c.infinity_rate else []
     return [

@@ -36,16 +36,19 @@ def bars_of(column: ColumnStatistics) -> Bars | None:
     if not column.histogram or column.smallest is None or column.largest is None:
         return None
     low, high = column.smallest, column.largest
+    # Farther out a float64 can't tell a whole number from the halves beside it.
+    whole = column.input_type in ("long", "boolean") and max(-low, high) < 2**50
     if column.quantiles and column.quantiles[0] < column.quantiles[-1]:
         low, high = max(low, column.quantiles[0]), min(high, column.quantiles[-1])
-    num_bars, whole = NUM_BARS, column.input_type in ("long", "boolean")
+    left, right, num_bars = low, high, NUM_BARS if low < high else 1
     if whole:
-        low, high = floor(low) - 0.5, ceil(high) + 0.5
-        num_bars = int(min(NUM_BARS, high - low)) or 1
-    width = (high - low) / num_bars
+        low, high = floor(low), ceil(high)
+        left, right = low - 0.5, high + 0.5
+        num_bars = int(min(NUM_BARS, right - left))
+    width = (right - left) / num_bars
     if not isfinite(width):
         return None
-    borders = [-inf, *(low + i * width for i in range(1, num_bars)), inf]
+    borders = [-inf, *(left + i * width for i in range(1, num_bars)), inf]
     rows_by_bar = [0.0] * num_bars
     for bucket, rows in column.histogram:
         start, stop = bucket_borders(bucket, column.histogram_bits)

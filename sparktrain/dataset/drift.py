@@ -64,16 +64,12 @@ def compare(
             looked for under the column's own name.
     """
     after = {column.column: column for column in new.columns if column.rows}
-    takers: dict[str, list[str]] = {}
-    for feature in features.features if features else ():
-        takers.setdefault(feature.column, []).append(feature.name)
     found = []
     for before in reference.columns:
-        if not before.rows or before.column not in after:
-            continue
-        names = takers.get(before.column, [before.column])
-        rates = unknown_rate(reference, names), unknown_rate(new, names)
-        found.append(_drift(before, after[before.column], *rates))
+        if before.rows and before.column in after:
+            names = _vocabularies(before.column, (reference, new), features)
+            rates = _shift(unknown_rate(reference, names), unknown_rate(new, names))
+            found.append(_drift(before, after[before.column], rates))
     return sorted(found, key=lambda drift: (-drift.psi, drift.column))
 
 
@@ -88,20 +84,25 @@ def stability_index(before: Sequence[float], after: Sequence[float]) -> float:
     return sum((x - y) * (log(x) - log(y)) for x, y in zip(p, q, strict=True))
 
 
-def unknown_rate(statistics: Statistics, features: Sequence[str], split: str = "train") -> float | None:
-    """The highest share of a split's rows that one of the features' vocabularies lacks."""
-    codes = statistics.codes.get(split)
+def unknown_rate(statistics: Statistics, features: Sequence[str]) -> float | None:
+    """The highest share of the training rows that one of the features' vocabularies lacks."""
+    codes = statistics.codes.get("train")
     if codes is None or not codes.rows:
         return None
-    return max((codes.unknown[name] / codes.rows for name in features if name in codes.unknown), default=None)
+    # A feature that knew every value is not among the counts.
+    return max((codes.unknown.get(name, 0) / codes.rows for name in features), default=None)
 
 
-def _drift(
-    before: ColumnStatistics,
-    after: ColumnStatistics,
-    unknown_before: float | None,
-    unknown_after: float | None,
-) -> ColumnDrift:
+def _vocabularies(
+    column: str, both: tuple[Statistics, Statistics], features: FittedFeatures | None
+) -> Sequence[str]:
+    """Names of the features that take a column as categorical."""
+    if features is not None:
+        return [f.name for f in features.features if f.column == column and f.kind == "categorical"]
+    return [column] if any(column in s.codes["train"].unknown for s in both if "train" in s.codes) else []
+
+
+def _drift(before: ColumnStatistics, after: ColumnStatistics, unknown: Shift | None) -> ColumnDrift:
     if before.values and (after.values or not _present(after)):
         groups = _by_value(before, after)
     elif before.histogram and (after.histogram or not _present(after)):
@@ -114,7 +115,7 @@ def _drift(
             [*groups[0], before.rows - _present(before)], [*groups[1], after.rows - _present(after)]
         ),
         null_rate=(before.nulls / before.rows, after.nulls / after.rows),
-        unknown_rate=_shift(unknown_before, unknown_after),
+        unknown_rate=unknown,
         mean=_shift(before.mean, after.mean),
     )
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from sparktrain.config import Config
 from sparktrain.dataset import Dataset
+from sparktrain.dataset.card import CARD_FILE, CARD_PAGE
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.events import EventReader
 from sparktrain.runs.plots import (
@@ -57,6 +58,7 @@ def publish(
     if final:
         tracker.log_metrics(outcome["steps"], final)
     _log_figures(run, tracker)
+    log_card(tracker, dataset)
     logger.info("registering the model as %s@%s", config.model_name, config.tracking.alias)
     model_uri = log_model(
         tracker,
@@ -70,6 +72,13 @@ def publish(
         step=outcome["steps"],
     )
     return metrics, model_uri
+
+
+def log_card(tracker: Tracker, dataset: Dataset) -> None:
+    """Store the dataset's card with the run, under `dataset/`; a dataset without one leaves nothing."""
+    for name in (CARD_PAGE, CARD_FILE):
+        if (dataset.path / name).is_file():
+            tracker.log_file(dataset.path / name, "dataset")
 
 
 def _log_figures(run: RunDirectory, tracker: Tracker) -> None:
