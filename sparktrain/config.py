@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sparktrain.errors import ConfigError, nearest
+from sparktrain.splitting import SplitConfig
 
 
 class Section(BaseModel):
@@ -61,23 +62,6 @@ class SparkConfig(Section):
         if match := re.fullmatch(r"local(?:\[(\d+)(?:,\d+)?\])?", self.master):
             return int(match[1] or 1)
         return None
-
-
-class SplitConfig(Section):
-    """Fractions of rows by a hash of their key; what is left is the training split."""
-
-    validation: float = Field(0.1, ge=0.0, lt=1.0)
-    test: float = Field(0.1, ge=0.0, lt=1.0)
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _leaves_training_rows(self) -> Self:
-        if self.validation + self.test >= 1.0:
-            raise ValueError(
-                f"validation + test is {self.validation + self.test:g}: nothing is left to train on; "
-                "keep the sum below 1"
-            )
-        return self
 
 
 class PrepareConfig(Section):

@@ -109,18 +109,30 @@ class FeaturesInvalid(DataError):
 class RulesInvalid(DataError):
     """Cleaning rules that are no conditions over the source's columns."""
 
-    def __init__(self, problems: Sequence[str], columns: Sequence[str]) -> None:
+    def __init__(self, problems: Sequence[str], columns: Sequence[str] = ()) -> None:
         super().__init__(
             f"These cleaning rules can't be evaluated:\n{bullet_list(problems)}\n"
-            f"A rule is a SQL condition on one row. Columns there are: {', '.join(columns)}."
+            "A rule has a name of its own and is a condition on one row, such as Rule('sold', 'amount > 0')."
+            + (f" Columns there are: {', '.join(columns)}." if columns else "")
+        )
+
+
+class CastsInvalid(DataError):
+    """Casts that no value of a column could survive."""
+
+    def __init__(self, problems: Sequence[str], columns: Sequence[str]) -> None:
+        super().__init__(
+            f"These columns can't be cast:\n{bullet_list(problems)}\n"
+            "Give a column's name and a SQL type, such as {'amount': 'double'}. "
+            f"Columns there are: {', '.join(columns)}."
         )
 
 
 class SourceMissing(DataError):
     """Nothing to read where the source should be."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__(f"There is no file at {path}. Give a CSV file, a directory of them or a glob.")
+    def __init__(self, path: str, kind: str = "CSV") -> None:
+        super().__init__(f"There is no file at {path}. Give a {kind} file, a directory of them or a glob.")
 
 
 class ColumnsReordered(DataError):
@@ -149,7 +161,8 @@ class SplitEmpty(DataError):
     def __init__(self, rows: int, splits: Sequence[str]) -> None:
         super().__init__(
             f"{rows:,} rows are too few: no row fell into the split {', '.join(splits)}. Give more rows, or "
-            "set prepare.split.validation and prepare.split.test to what you need (0 for none)."
+            "set prepare.split.validation and prepare.split.test to what you need (0 for none; by time: move "
+            "prepare.split.validation_from and test_from)."
         )
 
 

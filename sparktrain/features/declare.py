@@ -64,18 +64,18 @@ class Categorical(_Feature):
     min_count: int = Field(default=1, ge=1)
 
 
-class Target(Declared):
-    """The column to predict, a number or a boolean, handed to the loss as float32.
+class Target(_Feature):
+    """The column to predict. A row without it, or with a value that is not allowed, is quarantined.
 
-    A row without it is quarantined as `target_missing`. `kind="binary"` takes 0/1 or a boolean; any other
-    value is quarantined as `target_not_binary`.
+    Attributes:
+        kind: "binary" is a boolean, or 0 and 1, handed to the loss as float32; "multiclass" is text, integers
+            or booleans, handed on as the class' number, int64; "regression" is a number, handed on as float32.
     """
 
-    name: str
-    kind: Literal["binary"] = "binary"
+    kind: Literal["binary", "multiclass", "regression"] = "binary"
 
     def __init__(self, name: str, **options: Any) -> None:
-        super().__init__(name=name, **options)  # type: ignore[call-arg]
+        super().__init__(name, **options)
 
 
 Feature = Annotated[Numeric | Categorical, Field(discriminator="kind")]

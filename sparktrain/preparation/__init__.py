@@ -1,7 +1,8 @@
 """From a DataFrame to a dataset made for streaming: clean, fit, apply, write."""
 
 from sparktrain.preparation.build import prepare
-from sparktrain.preparation.clean import Rule
-from sparktrain.preparation.source import read_csv
+from sparktrain.preparation.cast import cast_columns
+from sparktrain.preparation.rules import Rule
+from sparktrain.preparation.source import read_csv, read_json
 
-__all__ = ["Rule", "prepare", "read_csv"]
+__all__ = ["Rule", "cast_columns", "prepare", "read_csv", "read_json"]

@@ -35,8 +35,9 @@ from sparktrain.dataset.manifest import (
 from sparktrain.errors import DataError, NoRowsLeft, SourceChanged, SplitEmpty, TooManyQuarantined
 from sparktrain.features import Feature, FittedFeatures, Target
 from sparktrain.preparation.check import check_columns
-from sparktrain.preparation.clean import RULE_COLUMN, Rule, mark_broken_rules, rule_names
+from sparktrain.preparation.clean import mark_broken_rules, rule_names
 from sparktrain.preparation.fit import Fit, fit
+from sparktrain.preparation.rules import RULE_COLUMN, Rule
 from sparktrain.preparation.split import ROW_ID_COLUMN, SPLITS, add_split
 from sparktrain.preparation.write import part_schema, write_parts
 from sparktrain.storage import commit_bytes, commit_json, writable_directory
@@ -76,13 +77,15 @@ def prepare(
         DataError: with what was given, what is allowed and the way out; no dataset is left behind then.
     """
     config = config or PrepareConfig()
-    input_types = check_columns(df, features, target, key)
+    input_types = check_columns(df, features, [target], key, split=config.split)
     home = writable_directory(Path(root) / "datasets" / name)
-    marked = add_split(mark_broken_rules(df, rules, target), key, config.split)
+    marked = add_split(mark_broken_rules(df, rules, [target], split=config.split), key, config.split)
     marked = marked.persist(StorageLevel.MEMORY_AND_DISK)
     try:
         logger.info("counting rows and fitting %d features", len(features))
-        found = fit(marked, features, target, input_types, rule_names(df, rules, target))
+        found = fit(
+            marked, features, target, input_types, rule_names(df, rules, [target], split=config.split)
+        )
         with _staging(home) as staging:
             _write_quarantine(marked, df.columns, found, staging)
             _check_counts(found, config, staging, home)
@@ -130,8 +133,7 @@ def _check_counts(found: Fit, config: PrepareConfig, staging: Path, home: Path) 
         raise TooManyQuarantined(
             found.rows_in, found.quarantined, total, config.max_quarantined_fraction, str(rejected)
         )
-    wanted = {"train": 1.0, "validation": config.split.validation, "test": config.split.test}
-    empty = [split for split, fraction in wanted.items() if fraction > 0 and not found.split_rows.get(split)]
+    empty = [split for split in config.split.wanted if not found.split_rows.get(split)]
     if empty:
         raise SplitEmpty(kept, empty)
 

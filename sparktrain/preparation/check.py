@@ -4,26 +4,46 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from pyspark.sql import DataFrame
-from pyspark.sql.types import BooleanType, DataType, IntegralType, NumericType, StringType
+from pyspark.sql.types import (
+    BooleanType,
+    DataType,
+    DateType,
+    IntegralType,
+    NumericType,
+    StringType,
+    TimestampNTZType,
+    TimestampType,
+)
 
 from sparktrain.dataset.manifest import WEIGHT_COLUMN
 from sparktrain.errors import FeaturesInvalid, SchemaMismatch
 from sparktrain.features import Feature, Numeric, Target
 from sparktrain.features.fitted import InputType
-from sparktrain.preparation.clean import RULE_COLUMN
+from sparktrain.preparation.cast import UNCASTABLE_COLUMN
 from sparktrain.preparation.source import MALFORMED_COLUMN
-from sparktrain.preparation.split import ORDER_COLUMN, ROW_ID_COLUMN, SPLIT_COLUMN
+from sparktrain.preparation.split import ADDED_COLUMNS, SPLITS
+from sparktrain.splitting import SplitConfig, instant
 
-ADDED_COLUMNS = (ROW_ID_COLUMN, RULE_COLUMN, SPLIT_COLUMN, ORDER_COLUMN)
-RESERVED_NAMES = (*ADDED_COLUMNS, MALFORMED_COLUMN, WEIGHT_COLUMN)
+RESERVED_NAMES = (*ADDED_COLUMNS, MALFORMED_COLUMN, UNCASTABLE_COLUMN, WEIGHT_COLUMN)
 
 
 def check_columns(
-    df: DataFrame, features: Sequence[Feature], target: Target, key: Sequence[str]
+    df: DataFrame,
+    features: Sequence[Feature],
+    targets: Sequence[Target],
+    key: Sequence[str],
+    *,
+    weight: str | None = None,
+    split: SplitConfig | None = None,
 ) -> dict[str, InputType]:
     """Find every column that is missing, declared twice or of a type that its feature can't take.
+
+    Args:
+        weight: raw column of the rows' weights.
+        split: how rows are split, maybe by a column.
 
     Returns:
         The type of each raw column that a feature is made of.
@@ -31,33 +51,66 @@ def check_columns(
     Raises:
         FeaturesInvalid: names that clash. SchemaMismatch: columns that the source lacks or has otherwise.
     """
-    if problems := [*_clashes(features, target), *_source_clashes(df.columns)]:
+    if problems := [*_clashes(features, targets, weight), *_source_clashes(df.columns)]:
         raise FeaturesInvalid(problems)
     types = {field.name: field.dataType for field in df.schema.fields}
-    wanted = [*(f.source for f in features), target.name, *key]
+    sources = [*(f.source for f in features), *(t.source for t in targets), *key]
+    wanted = [*sources, *(name for name in (weight, split and split.column) if name)]
     missing = [name for name in dict.fromkeys(wanted) if name not in types]
     retyped = {
         f.source: wrong for f in features if f.source in types and (wrong := _wrong(f, types[f.source]))
     }
-    if target.name in types and not isinstance(types[target.name], (NumericType, BooleanType)):
-        retyped[target.name] = (types[target.name].simpleString(), "a number or a boolean")
+    for target in targets:
+        if target.source in types and (expected := _wrong_target(target, types[target.source])):
+            retyped[target.source] = (types[target.source].simpleString(), expected)
+    if weight in types and not isinstance(types[weight], NumericType):
+        retyped[weight] = (types[weight].simpleString(), "a number, the row's weight")
+    if split and split.column in types and (expected := _wrong_split(split, types[split.column])):
+        retyped[split.column] = (types[split.column].simpleString(), expected)
     if missing or retyped:
         way_out = f"the source has {', '.join(df.columns)}"
         raise SchemaMismatch("the source", missing=missing, retyped=retyped, way_out=way_out)
     return _input_types(features, types)
 
 
-def _clashes(features: Sequence[Feature], target: Target) -> Iterable[str]:
+def _clashes(features: Sequence[Feature], targets: Sequence[Target], weight: str | None) -> Iterable[str]:
     if not features:
         yield "there is none; declare at least one Numeric or Categorical"
-    names = [*(f.name for f in features), target.name]
+    if not targets:
+        yield "there is no target; declare what the model predicts"
+    names = [*(f.name for f in features), *(t.name for t in targets)]
     if doubled := _doubled(names):
         yield f"declared twice: {_quoted(doubled)}"
     if reserved := [name for name in dict.fromkeys(names) if name.lower() in RESERVED_NAMES]:
         yield f"names that sparktrain uses itself: {_quoted(reserved)}"
+    of_targets = {target.source.lower(): target.name for target in targets}
     for feature in features:
-        if feature.source == target.name != feature.name:
-            yield f"`{feature.name}` is made of the target `{target.name}`: a model would only repeat it"
+        target = of_targets.get(feature.source.lower())
+        if target is not None and target != feature.name:
+            yield f"`{feature.name}` is made of the target `{target}`: a model would only repeat it"
+    if weight is not None and weight.lower() in of_targets:
+        yield f"the weight `{weight}` is the target's column: weigh rows by another one"
+
+
+def _wrong_target(target: Target, given: DataType) -> str | None:
+    """What a target's column must be, when it is not."""
+    if target.kind == "multiclass":
+        allowed = (StringType, IntegralType, BooleanType)
+        return None if isinstance(given, allowed) else "classes as text, integers or booleans"
+    return None if isinstance(given, (NumericType, BooleanType)) else "a number or a boolean"
+
+
+def _wrong_split(split: SplitConfig, given: DataType) -> str | None:
+    """What the column that rows are split by must be, when it is not."""
+    if split.method == "column" and not isinstance(given, StringType):
+        return f"text, one of {', '.join(SPLITS)}, for prepare.split.method=column"
+    if split.method == "time":
+        start = instant(split.test_from if split.validation_from is None else split.validation_from)
+        if isinstance(start, datetime):
+            is_time = isinstance(given, (TimestampType, TimestampNTZType, DateType))
+            return None if is_time else "a timestamp or a date, as prepare.split's boundaries are"
+        return None if isinstance(given, NumericType) else "a number, as prepare.split's boundaries are"
+    return None
 
 
 def _source_clashes(columns: Sequence[str]) -> Iterable[str]:

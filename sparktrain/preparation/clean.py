@@ -2,108 +2,193 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pyspark.errors import AnalysisException
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from sparktrain.errors import RulesInvalid
 from sparktrain.features import Target
+from sparktrain.preparation.analysis import resolve, without_ansi
+from sparktrain.preparation.cast import UNCASTABLE_COLUMN, UNCASTABLE_RULE, uncastable_columns
+from sparktrain.preparation.rules import RULE_COLUMN, Rule, Unique
 from sparktrain.preparation.source import MALFORMED_COLUMN
+from sparktrain.preparation.split import comparable, split_is_known
+from sparktrain.splitting import SplitConfig
 
-RULE_COLUMN = "_broken_rule"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A named condition that a row must meet to be kept.
-
-    Attributes:
-        name: what the counts and the quarantine call it.
-        keep: a SQL condition on the raw columns of one row; false and null both quarantine the row. What
-            can't be computed (a division by zero, an overflow, text that is no number) is null, in ANSI mode,
-            too.
-    """
-
-    name: str
-    keep: str
+RESERVED_RULES = (
+    "malformed",
+    "target_missing",
+    "target_not_binary",
+    "target_not_finite",
+    "target_class_unknown",
+    "weight_invalid",
+    "split_unknown",
+)
 
 
-def mark_broken_rules(df: DataFrame, rules: Sequence[Rule], target: Target) -> DataFrame:
+def mark_broken_rules(
+    df: DataFrame,
+    rules: Sequence[Rule],
+    targets: Sequence[Target],
+    *,
+    weight: str | None = None,
+    split: SplitConfig | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
+) -> DataFrame:
     """Add `_broken_rule`: the name of the first rule that the row breaks, or null for a row to keep.
 
-    Order: unparsable text first (its other fields mean nothing), then the declared rules, then the target's.
+    Order: unparsable text first (its other fields mean nothing), then what could not be cast, the declared
+    rules, the targets', the weight's and the split's. Last come the declared `Rule.unique`, for rows that
+    break no other.
+
+    Args:
+        weight: raw column of the rows' weights.
+        split: rows that its method can't place are marked `split_unknown`.
+        classes: the classes that multiclass targets may have, by target's name; None: any.
 
     Raises:
-        RulesInvalid: a rule is not valid SQL over these columns; names every such rule.
+        RulesInvalid: a rule has no name of its own, or is no condition over these columns; names every one.
     """
-    with _without_ansi(df.sparkSession):
+    with without_ansi(df.sparkSession):
         _check_rules(df, rules)
-        return df.withColumn(RULE_COLUMN, _first_broken(df, rules, target))
+        fixed = _fixed_rules(df, targets, weight, split, classes)
+        conditions = [*fixed[0], *_declared(df, rules), *fixed[1]]
+        broken = [F.when(F.coalesce(keep, F.lit(False)), None).otherwise(F.lit(n)) for n, keep in conditions]
+        marked = df.withColumn(RULE_COLUMN, F.coalesce(*broken, F.lit(None).cast("string")))
+        for rule in rules:
+            if isinstance(rule.keep, Unique):
+                marked = marked.withColumn(RULE_COLUMN, _copies(marked, rule.name, rule.keep))
+        return marked
 
 
-def _first_broken(df: DataFrame, rules: Sequence[Rule], target: Target) -> Column:
-    conditions = [(rule.name, F.expr(rule.keep)) for rule in rules] + _target_rules(target)
-    if MALFORMED_COLUMN in df.columns:
-        conditions.insert(0, ("malformed", F.col(MALFORMED_COLUMN).isNull()))
-    broken = [
-        F.when(F.coalesce(keep, F.lit(False)), None).otherwise(F.lit(name)) for name, keep in conditions
-    ]
-    return F.coalesce(*broken)
-
-
-@contextmanager
-def _without_ansi(spark: SparkSession) -> Iterator[None]:
-    """Expressions that are resolved within give null where ANSI mode would fail the whole job for one row."""
-    before = spark.conf.get("spark.sql.ansi.enabled")
-    spark.conf.set("spark.sql.ansi.enabled", "false")
-    try:
-        yield
-    finally:
-        spark.conf.set("spark.sql.ansi.enabled", before or "false")
-
-
-def rule_names(df: DataFrame, rules: Sequence[Rule], target: Target) -> list[str]:
+def rule_names(
+    df: DataFrame,
+    rules: Sequence[Rule],
+    targets: Sequence[Target],
+    *,
+    weight: str | None = None,
+    split: SplitConfig | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
+) -> list[str]:
     """Every name that `_broken_rule` can hold, in the order of precedence."""
-    malformed = ["malformed"] if MALFORMED_COLUMN in df.columns else []
-    return malformed + [rule.name for rule in rules] + [name for name, _ in _target_rules(target)]
+    before, after = _fixed_rules(df, targets, weight, split, classes)
+    of_one_row = [rule.name for rule in rules if not isinstance(rule.keep, Unique)]
+    unique = [rule.name for rule in rules if isinstance(rule.keep, Unique)]
+    return [*(name for name, _ in before), *of_one_row, *(name for name, _ in after), *unique]
 
 
-def _target_rules(target: Target) -> list[tuple[str, Column]]:
-    column = F.col(f"`{target.name}`")
-    return [
-        ("target_missing", column.isNotNull()),
-        ("target_not_binary", column.cast("double").isin(0.0, 1.0)),
-    ]
+def _fixed_rules(
+    df: DataFrame,
+    targets: Sequence[Target],
+    weight: str | None,
+    split: SplitConfig | None,
+    classes: Mapping[str, Sequence[str]] | None,
+) -> tuple[list[tuple[str, Column]], list[tuple[str, Column]]]:
+    """Rules that nobody declares, with their conditions: those before the declared ones, those after."""
+    before = [("malformed", F.col(MALFORMED_COLUMN).isNull())] if MALFORMED_COLUMN in df.columns else []
+    for name in uncastable_columns(df):
+        before.append((UNCASTABLE_RULE + name, F.col(UNCASTABLE_COLUMN).getField(name).isNull()))
+    after = _target_rules(targets, weight, classes)
+    known = split_is_known(df, split) if split else None
+    if known is not None:
+        after.append(("split_unknown", known))
+    return before, after
+
+
+def _target_rules(
+    targets: Sequence[Target], weight: str | None, classes: Mapping[str, Sequence[str]] | None = None
+) -> list[tuple[str, Column]]:
+    """What targets and weight must meet. A NaN is missing; text and integers of classes have none."""
+    present: list[Column] = []
+    binary: list[Column] = []
+    finite: list[Column] = []
+    known: list[Column] = []
+    for target in targets:
+        column = F.col(f"`{target.source}`")
+        present.append(column.isNotNull())
+        if target.kind == "multiclass":
+            if classes and target.name in classes:
+                known.append(column.cast("string").isin(list(classes[target.name])))
+            continue
+        number = column.cast("double")
+        present.append(~F.isnan(number))
+        if target.kind == "binary":
+            binary.append(number.isin(0.0, 1.0))
+        else:  # the loss is given float32
+            finite.append(F.abs(number.cast("float")) < F.lit(float("inf")))
+    found = {
+        "target_missing": present,
+        "target_not_binary": binary,
+        "target_not_finite": finite,
+        "target_class_unknown": known,
+    }
+    if weight is not None:
+        number = F.col(f"`{weight}`").cast("double")
+        found["weight_invalid"] = [~F.isnan(number), number >= 0, number < F.lit(float("inf"))]
+    return [(name, _all(conditions)) for name, conditions in found.items() if conditions]
+
+
+def _all(conditions: Sequence[Column]) -> Column:
+    met = conditions[0]
+    for condition in conditions[1:]:
+        met = met & condition
+    return met
+
+
+def _declared(df: DataFrame, rules: Sequence[Rule]) -> list[tuple[str, Column]]:
+    return [(rule.name, column) for rule in rules if (column := _condition(df, rule)) is not None]
+
+
+def _condition(df: DataFrame, rule: Rule) -> Column | None:
+    """The rule's Column, made without ANSI mode, which Spark 3.5 fixes then; None: the rule makes none."""
+    keep: Any = rule.keep
+    if isinstance(keep, str):
+        return F.expr(keep)
+    made = keep(df) if callable(keep) and not isinstance(keep, Column) else keep
+    return made if isinstance(made, Column) else None
+
+
+def _copies(marked: DataFrame, name: str, unique: Unique) -> Column:
+    """`_broken_rule` with `name` for all rows of a key but one; rows that break a rule are left apart."""
+    broken = F.col(RULE_COLUMN)
+    ordered = [F.col(f"`{unique.latest}`").desc_nulls_last()] if unique.latest else []
+    # By every column, so that the choice does not depend on where the rows happen to lie.
+    ordered += [comparable(field).asc_nulls_first() for field in marked.schema.fields]
+    same = Window.partitionBy(*[F.col(f"`{column}`") for column in unique.key], broken.isNotNull())
+    is_copy = F.row_number().over(same.orderBy(*ordered)) > 1
+    return F.when(broken.isNull() & is_copy, F.lit(name)).otherwise(broken)
 
 
 def _check_rules(df: DataFrame, rules: Sequence[Rule]) -> None:
-    problems = [f"`{rule.name}` ({rule.keep}): {fault}" for rule in rules if (fault := _fault(df, rule))]
+    problems = []
+    for name, count in Counter(rule.name for rule in rules).items():
+        if not name:
+            problems.append("a rule has an empty name; the counts need one")
+        elif count > 1:
+            problems.append(f"`{name}`: {count} rules have this name; give each its own (name=…)")
+        if name in RESERVED_RULES or name.startswith(UNCASTABLE_RULE):
+            problems.append(f"`{name}`: preparation gives this name to rows itself; choose another")
+    problems += [f"`{rule.name}` ({rule.keep}): {fault}" for rule in rules if (fault := _fault(df, rule))]
     if problems:
         raise RulesInvalid(problems, df.columns)
 
 
 def _fault(df: DataFrame, rule: Rule) -> str | None:
     """What is wrong with a rule, in one line."""
+    if isinstance(rule.keep, Unique):
+        marked = df.withColumn(RULE_COLUMN, F.lit(None).cast("string"))
+        return resolve(marked, _copies(marked, rule.name, rule.keep))[1] or None
     try:
-        with _quiet():
-            # Beside all columns, so that an aggregate, which is no condition on one row, fails here.
-            kind = df.select("*", F.expr(rule.keep)).schema.fields[-1].dataType.simpleString()
-    except AnalysisException as error:
+        condition = _condition(df, rule)
+    except AnalysisException as error:  # text that is no SQL
         return str(error).strip().splitlines()[0]
-    return None if kind == "boolean" else f"gives {kind}, a rule must be true or false"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """PySpark 4 logs the JVM's stack for every SQL error, also for those that are caught."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+    if condition is None:
+        return "give SQL text, a Column, or a function that makes a Column of the DataFrame"
+    kind, fault = resolve(df, condition)
+    if kind is None or kind.simpleString() == "boolean":
+        return fault or None
+    return f"gives {kind.simpleString()}, a rule must be true or false"

@@ -33,8 +33,8 @@ from sparktrain.features import (
     Target,
 )
 from sparktrain.features.fitted import InputType, read_as
-from sparktrain.preparation.clean import RULE_COLUMN
 from sparktrain.preparation.exact_sum import Bins, exact_bins, exact_square_bins, merge_bins, total
+from sparktrain.preparation.rules import RULE_COLUMN
 from sparktrain.preparation.split import SPLIT_COLUMN
 
 LARGEST = 1e150  # the variance of larger values leaves float64

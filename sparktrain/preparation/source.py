@@ -21,24 +21,27 @@ from sparktrain.errors import ColumnsReordered, SchemaMismatch, SourceMissing
 MALFORMED_COLUMN = "_malformed_row"
 
 
-def read_csv(spark: SparkSession, path: str | Path, schema: str, null_value: str = "NA") -> DataFrame:
+def read_csv(
+    spark: SparkSession, path: str | Path, schema: str, null_value: str = "NA", *, multiline: bool = False
+) -> DataFrame:
     """Read CSV files with a header into typed columns plus `_malformed_row`.
 
     A row with too few or too many fields, or with a field that is not of its column's type, has its text in
     `_malformed_row` (null otherwise); `prepare` quarantines it under the rule `malformed`. A quote within
-    quotes is written twice, as in RFC 4180; a row is one line.
+    quotes is written twice, as in RFC 4180.
 
     Args:
-        path: a file, a directory or a glob.
+        path: a file, a directory or a glob; a name that ends with .gz or .bz2 is unpacked.
         schema: DDL of every column, in the header's order, such as "year int, carrier string".
         null_value: how the files write a missing value.
+        multiline: a row may span lines within quotes. Each file is read by one Spark task then, and a quote
+            that is never closed takes the rest of its file into one malformed row.
 
     Raises:
         SourceMissing: no file there.
         SchemaMismatch, ColumnsReordered: a file's header differs from `schema`.
     """
-    declared = StructType.fromDDL(schema)
-    assert isinstance(declared, StructType)
+    declared = _declared(schema)
     for file in _files(path):
         _check_header(file, declared.fieldNames())
     read = (
@@ -49,9 +52,47 @@ def read_csv(spark: SparkSession, path: str | Path, schema: str, null_value: str
         .option("columnNameOfCorruptRecord", MALFORMED_COLUMN)
         .option("escape", '"')  # Spark's own is the backslash, which tears `"a ""b"", c"` apart
         .option("columnPruning", False)
+        .option("multiLine", multiline)
         .csv(str(path))
     )
     return read.withColumn(MALFORMED_COLUMN, _needing_all_fields(read, declared.fieldNames()))
+
+
+def read_json(spark: SparkSession, path: str | Path, schema: str) -> DataFrame:
+    """Read JSON lines (an object each) into typed columns plus `_malformed_row`.
+
+    A line that is not just one object, or has a value that is not of its column's type, has its text in
+    `_malformed_row` (null otherwise); `prepare` quarantines it under the rule `malformed`. A key that is not
+    there is null, one that `schema` does not name is left out; empty lines are no rows.
+
+    Args:
+        path: a file, a directory or a glob; a name that ends with .gz or .bz2 is unpacked.
+        schema: DDL of the columns, such as "year int, carrier string".
+
+    Raises:
+        SourceMissing: no file there.
+    """
+    declared = _declared(schema)
+    _files(path, "JSON")
+    marked = StructType([*declared.fields, StructField(MALFORMED_COLUMN, StringType())])
+    line = F.regexp_replace("value", "^\ufeff", "")  # a file may start with a byte order mark
+    lines = spark.read.text(str(path)).select(line.alias("line")).where(F.trim("line") != "")
+    options = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": MALFORMED_COLUMN}
+    read = lines.select("line", F.from_json("line", marked, options).alias("row"))
+    # Spark's parser ends with the first object, and would lose the next ones of a line in silence.
+    packed = F.concat(F.lit("["), F.col("line"), F.lit("]"))
+    objects = F.size(F.from_json(packed, "array<struct<_: int>>"))
+    is_object = F.ltrim("line").startswith("{") & (objects == 1) & F.col("row").isNotNull()
+    is_sound = is_object & F.col(f"row.{MALFORMED_COLUMN}").isNull()
+    text = F.when(~F.coalesce(is_sound, F.lit(False)), F.col("line"))
+    columns = [F.col("row").getField(name).alias(name) for name in declared.fieldNames()]
+    return read.select(*columns, text.alias(MALFORMED_COLUMN))
+
+
+def _declared(schema: str) -> StructType:
+    declared = StructType.fromDDL(schema)
+    assert isinstance(declared, StructType)
+    return declared
 
 
 def _needing_all_fields(read: DataFrame, names: Sequence[str]) -> Column:
@@ -64,13 +105,13 @@ def _needing_all_fields(read: DataFrame, names: Sequence[str]) -> Column:
     return F.concat(read[MALFORMED_COLUMN], F.substring(fields, 1, 0))
 
 
-def _files(path: str | Path) -> list[str]:
+def _files(path: str | Path, kind: str = "CSV") -> list[str]:
     found = []
     for match in sorted(glob.glob(str(path))):
         inside = sorted(Path(match).iterdir()) if Path(match).is_dir() else [Path(match)]
         found += [str(p) for p in inside if p.is_file() and p.name[0] not in "._"]
     if not found:
-        raise SourceMissing(str(path))
+        raise SourceMissing(str(path), kind)
     return found
 
 
