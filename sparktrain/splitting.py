@@ -58,7 +58,7 @@ class SplitConfig(_Options):
     )
     test_from: int | float | str | None = Field(None, description="time: rows from here on are for test")
     fractions: dict[str, SplitFractions] = Field(
-        default_factory=dict, description="stratified: by the column's value; all others: the general ones"
+        default_factory=dict, description="stratified: by the column's value, as text; all others: as above"
     )
 
     @field_validator("validation_from", "test_from", mode="before")
