@@ -26,8 +26,8 @@ def test_a_feature_is_made_of_the_column_of_its_name_or_of_another() -> None:
         (Categorical, {"max_size": 0}, "max_size"),
         (Categorical, {"min_count": 0}, "min_count"),
         (Categorical, {"fill": 0.0}, "fill"),
-        (Target, {"kind": "multiclass"}, "kind"),
-        (Target, {"column": "late"}, "column"),
+        (Target, {"kind": "ranking"}, "kind"),
+        (Target, {"columns": "late"}, "columns"),
     ],
 )
 def test_an_argument_that_means_nothing_is_refused_by_name(
