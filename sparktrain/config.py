@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sparktrain.errors import ConfigError, nearest
-from sparktrain.splitting import SplitConfig as SplitConfig  # it is a section like the others
+from sparktrain.splitting import SplitConfig
 
 
 class Section(BaseModel):

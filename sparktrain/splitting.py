@@ -58,7 +58,7 @@ class SplitConfig(_Options):
     )
     test_from: int | float | str | None = Field(None, description="time: rows from here on are for test")
     fractions: dict[str, SplitFractions] = Field(
-        default_factory=dict, description="stratified: by the column's value; all others: the general ones"
+        default_factory=dict, description="stratified: by the column's value, as text; all others: as above"
     )
 
     @field_validator("validation_from", "test_from", mode="before")
@@ -183,7 +183,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _sum_problem(fractions: Mapping[str, Any]) -> str | None:
     parts = [fractions.get("validation"), fractions.get("test")]
-    total = sum(part for part in parts if isinstance(part, (int, float)))
+    total = sum(part for part in parts if isinstance(part, (int, float)) and 0 <= part < 1)
     if total >= 1.0:
         return f"validation + test is {total:g}: nothing is left to train on; keep the sum below 1"
     return None

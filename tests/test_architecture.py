@@ -14,11 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sparktrain"
 
 # Each room may import itself and the rooms named here.
-FOUNDATION = {"errors", "world", "storage", "config"}
+FOUNDATION = {"errors", "world", "storage", "splitting", "config"}
 ALLOWED = {
     "errors": set(),
     "world": set(),
-    "config": {"errors"},
+    "splitting": set(),
+    "config": {"errors", "splitting"},
     "storage": {"errors"},
     "features": {"errors", "storage"},
     "dataset": FOUNDATION | {"features"},
@@ -36,6 +37,7 @@ MLFLOW_ROOMS = {"runs", "scoring"}
 TORCH_FREE_ROOMS = {
     "errors",
     "world",
+    "splitting",
     "config",
     "storage",
     "features",

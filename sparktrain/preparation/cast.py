@@ -32,7 +32,7 @@ def cast_columns(df: DataFrame, types: Mapping[str, str]) -> DataFrame:
         CastsInvalid: no such column, no such type, or one that this column can't have; names every one.
     """
     given = {field.name: field.dataType for field in df.schema.fields}
-    problems = [text for name, kind in types.items() if (text := _fault(df, given, name, kind))]
+    problems = [fault for name, kind in types.items() if (fault := _fault(df, given, name, kind))]
     if problems:
         raise CastsInvalid(problems, df.columns)
     originals = {name: F.col(UNCASTABLE_COLUMN).getField(name) for name in uncastable_columns(df)}

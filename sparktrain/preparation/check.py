@@ -20,14 +20,13 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from sparktrain.config import SplitConfig
 from sparktrain.dataset.manifest import WEIGHT_COLUMN
 from sparktrain.errors import FeaturesInvalid, SchemaMismatch
 from sparktrain.features import Feature, FittedFeatures, InputType, Target, Tokens, output_names
 from sparktrain.preparation.cast import UNCASTABLE_COLUMN
 from sparktrain.preparation.source import MALFORMED_COLUMN
 from sparktrain.preparation.split import ADDED_COLUMNS, SPLITS
-from sparktrain.splitting import instant
+from sparktrain.splitting import SplitConfig, instant
 
 RESERVED_NAMES = (*ADDED_COLUMNS, MALFORMED_COLUMN, UNCASTABLE_COLUMN, WEIGHT_COLUMN)
 

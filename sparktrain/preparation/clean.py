@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from sparktrain.config import SplitConfig
 from sparktrain.errors import RulesInvalid
 from sparktrain.features import Target
 from sparktrain.preparation.analysis import resolve, without_ansi
@@ -17,6 +17,7 @@ from sparktrain.preparation.cast import UNCASTABLE_COLUMN, UNCASTABLE_RULE, unca
 from sparktrain.preparation.rules import RULE_COLUMN, Rule, Unique
 from sparktrain.preparation.source import MALFORMED_COLUMN
 from sparktrain.preparation.split import comparable, split_is_known
+from sparktrain.splitting import SplitConfig
 
 RESERVED_RULES = (
     "malformed",
@@ -27,7 +28,6 @@ RESERVED_RULES = (
     "weight_invalid",
     "split_unknown",
 )
-_KINDS = "give SQL text, a Column, or a function that makes one of the DataFrame"
 
 
 def mark_broken_rules(
@@ -140,18 +140,16 @@ def _all(conditions: Sequence[Column]) -> Column:
 
 
 def _declared(df: DataFrame, rules: Sequence[Rule]) -> list[tuple[str, Column]]:
-    return [(rule.name, _condition(df, rule)) for rule in rules if not isinstance(rule.keep, Unique)]
+    return [(rule.name, column) for rule in rules if (column := _condition(df, rule)) is not None]
 
 
-def _condition(df: DataFrame, rule: Rule) -> Column:
-    """The rule's Column. Made without ANSI mode, which Spark 3.5 fixes when a Column is made."""
-    keep = rule.keep
-    if isinstance(keep, Column):
-        return keep
+def _condition(df: DataFrame, rule: Rule) -> Column | None:
+    """The rule's Column, made without ANSI mode, which Spark 3.5 fixes then; None: the rule makes none."""
+    keep: Any = rule.keep
     if isinstance(keep, str):
         return F.expr(keep)
-    assert not isinstance(keep, Unique)
-    return keep(df)
+    made = keep(df) if callable(keep) and not isinstance(keep, Column) else keep
+    return made if isinstance(made, Column) else None
 
 
 def _copies(marked: DataFrame, name: str, unique: Unique) -> Column:
@@ -184,14 +182,12 @@ def _fault(df: DataFrame, rule: Rule) -> str | None:
     if isinstance(rule.keep, Unique):
         marked = df.withColumn(RULE_COLUMN, F.lit(None).cast("string"))
         return resolve(marked, _copies(marked, rule.name, rule.keep))[1] or None
-    if not (isinstance(rule.keep, (str, Column)) or callable(rule.keep)):
-        return f"it is {type(rule.keep).__name__}; {_KINDS}"
     try:
-        condition = _condition(df, rule)  # SQL that is none fails here already
-    except AnalysisException as error:
+        condition = _condition(df, rule)
+    except AnalysisException as error:  # text that is no SQL
         return str(error).strip().splitlines()[0]
-    if not isinstance(condition, Column):
-        return f"its function returned {type(condition).__name__}; {_KINDS}"
+    if condition is None:
+        return "give SQL text, a Column, or a function that makes a Column of the DataFrame"
     kind, fault = resolve(df, condition)
     if kind is None or kind.simpleString() == "boolean":
         return fault or None

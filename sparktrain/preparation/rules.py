@@ -86,8 +86,8 @@ class Rule:
 
         Args:
             key: raw columns that tell rows apart.
-            latest: the row with the largest value of this column stays (nulls last); among equals, and for
-                None, the one with the smallest values in all columns, in their order: the same one every time.
+            latest: the row with the largest value of this column stays (a null is the smallest); among
+                equals, and for None, the one with the smallest values in all columns, one after the other.
             name: of the rule; None: made of the key.
         """
         name = name or f"unique_{'_'.join(key)}"

@@ -41,7 +41,7 @@ def read_csv(
         SourceMissing: no file there.
         SchemaMismatch, ColumnsReordered: a file's header differs from `schema`.
     """
-    declared = _declared(schema)
+    declared = _declared(spark, schema)
     for file in _files(path):
         _check_header(file, declared.fieldNames())
     read = (
@@ -72,7 +72,7 @@ def read_json(spark: SparkSession, path: str | Path, schema: str) -> DataFrame:
     Raises:
         SourceMissing: no file there.
     """
-    declared = _declared(schema)
+    declared = _declared(spark, schema)
     _files(path, "JSON")
     marked = StructType([*declared.fields, StructField(MALFORMED_COLUMN, StringType())])
     line = F.regexp_replace("value", "^\ufeff", "")  # a file may start with a byte order mark
@@ -89,10 +89,8 @@ def read_json(spark: SparkSession, path: str | Path, schema: str) -> DataFrame:
     return read.select(*columns, text.alias(MALFORMED_COLUMN))
 
 
-def _declared(schema: str) -> StructType:
-    declared = StructType.fromDDL(schema)
-    assert isinstance(declared, StructType)
-    return declared
+def _declared(spark: SparkSession, schema: str) -> StructType:
+    return spark.createDataFrame([], schema).schema  # Spark 3.5 has no StructType.fromDDL
 
 
 def _needing_all_fields(read: DataFrame, names: Sequence[str]) -> Column:

@@ -20,9 +20,8 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from sparktrain.config import SplitConfig
 from sparktrain.preparation.rules import RULE_COLUMN
-from sparktrain.splitting import instant
+from sparktrain.splitting import SplitConfig, instant
 
 SPLITS = ("train", "validation", "test")
 SPLIT_COLUMN = "_split"
@@ -68,7 +67,7 @@ def _is_comparable(kind: DataType) -> bool:
 
 
 def add_split(df: DataFrame, key: Sequence[str], config: SplitConfig) -> DataFrame:
-    """Add `row_id` and `_split` (null: the method can't place the row); `key` empty: all columns are the key."""
+    """Add `row_id` and `_split` (null: the method can't place the row); `key` empty: the whole row is it."""
     identified = df.withColumn(ROW_ID_COLUMN, row_id(key) if key else whole_row_id(df))
     return identified.withColumn(SPLIT_COLUMN, _split(df, config))
 

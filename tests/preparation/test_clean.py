@@ -15,7 +15,8 @@ from sparktrain.dataset import Dataset
 from sparktrain.errors import EXIT_DATA, NoRowsLeft, RulesInvalid, TooManyQuarantined
 from sparktrain.features import Numeric
 from sparktrain.preparation import Rule
-from sparktrain.preparation.clean import RULE_COLUMN, mark_broken_rules
+from sparktrain.preparation.clean import mark_broken_rules
+from sparktrain.preparation.rules import RULE_COLUMN
 from tests.preparation.conftest import RULES, TARGET, Preparing
 
 pytestmark = pytest.mark.spark
@@ -96,7 +97,7 @@ def test_both_modes_give_the_same_dataset(
         ("if(id = 3, 2, id % 2)", {3: "target_not_binary"}),
         (
             "if(id = 3, double('NaN'), if(id = 4, 0.5D, id % 2))",
-            {3: "target_not_binary", 4: "target_not_binary"},
+            {3: "target_missing", 4: "target_not_binary"},
         ),
         ("if(id = 3, null, id % 2 = 0)", {3: "target_missing"}),
         ("cast(if(id = 3, 0.1, id % 2) as decimal(3, 1))", {3: "target_not_binary"}),
@@ -106,7 +107,7 @@ def test_a_row_without_a_target_of_zero_or_one_is_quarantined(
     spark: SparkSession, expression: str, broken: dict[int, str]
 ) -> None:
     df = spark.range(20).selectExpr("id", f"{expression} as bought")
-    marked = mark_broken_rules(df, [], TARGET).where(f"{RULE_COLUMN} is not null").collect()
+    marked = mark_broken_rules(df, [], [TARGET]).where(f"{RULE_COLUMN} is not null").collect()
     assert {row["id"]: row[RULE_COLUMN] for row in marked} == broken
 
 

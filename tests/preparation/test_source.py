@@ -1,4 +1,4 @@
-"""Reading CSV: no row is lost, and a file that does not fit is named."""
+"""Reading CSV and JSON: no row is lost, and a file that does not fit is named."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from pyspark.sql import Row, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 
 from sparktrain.config import PrepareConfig, SplitConfig
 from sparktrain.errors import EXIT_DATA, ColumnsReordered, SchemaMismatch, SourceMissing
 from sparktrain.features import Categorical, Numeric
-from sparktrain.preparation import Rule, read_csv
+from sparktrain.preparation import Rule, read_csv, read_json
+from sparktrain.preparation.clean import mark_broken_rules
+from sparktrain.preparation.rules import RULE_COLUMN
 from tests.preparation.conftest import Preparing
 
 pytestmark = pytest.mark.spark
@@ -158,3 +160,108 @@ def test_no_such_file_is_said_before_spark_looks(spark: SparkSession, tmp_path: 
         ) as caught:
             read_csv(spark, tmp_path / name, DDL)
         assert str(tmp_path / name) in str(caught.value)
+
+
+MULTILINE = [
+    '1,1.5,"two\nlines",1',
+    '2,2.5,"a ""quote""\n\nand three lines, with a comma",0',
+    "3,NA,NA,1",
+    '4,four,"no\nnumber",1',  # malformed
+    '5,5.0,"too\nmany",1,more',  # malformed
+    "6,6.0",  # malformed
+    '7,7.0,"sound again",0',
+]
+
+
+@pytest.mark.parametrize("name", ["shop.csv", "shop.csv.gz"])
+def test_rows_that_span_lines_within_quotes(
+    spark: SparkSession, tmp_path: Path, name: str, ansi: str
+) -> None:
+    write_text(tmp_path / name, "\ufeff" + HEADER + "\n".join(MULTILINE) + "\n\n")
+    read = read_csv(spark, tmp_path / name, DDL, multiline=True)
+    sound = {row["id"]: row["colour"] for row in read.where("_malformed_row is null").collect()}
+    assert sound == {
+        1: "two\nlines",
+        2: 'a "quote"\n\nand three lines, with a comma',
+        3: None,
+        7: "sound again",
+    }
+    for columns in (["_malformed_row"], ["_malformed_row", "colour"], ["*"]):
+        texts = [row["_malformed_row"] for row in read.select(*columns).collect()]
+        assert [text for text in texts if text is not None] == MULTILINE[3:6]
+    assert marked_counts(read) == {None: 4, "malformed": 3}
+
+
+def test_a_quote_that_is_never_closed_costs_the_rest_of_its_file_alone(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    write_text(tmp_path / "a.csv", HEADER + '1,1.0,red,1\n2,2.0,"open,1\n3,3.0,red,1\n')
+    write_text(tmp_path / "b.csv", HEADER + "4,4.0,red,1\n")
+    assert marked_counts(read_csv(spark, tmp_path, DDL, multiline=True)) == {None: 2, "malformed": 1}
+
+
+JSON_SOUND = [
+    '{"id": 1, "amount": 1.5, "colour": "red", "bought": 1}',
+    ' {"id": 2, "amount": null, "colour": "日本\\n", "bought": 0, "extra": {"deep": [1]}} ',
+    '{"id": 3}',
+    '{"bought": 1, "colour": "a } in { text", "amount": 4, "id": 4}',
+    '{"id": 5, "amount": NaN}',
+    "{}",
+]
+JSON_MALFORMED = [
+    '{"id": "six"}',
+    '{"id": 7, "amount": "much"}',
+    '{"id": 8, "amount": 1.0',
+    '{"id": 99999999999}',
+    '{"id": 10.5}',
+    '{"id": 11} {"id": 12}',
+    '{"id": 13}{"id": 14}',
+    '{"id": 15}, {"id": 16}',
+    '{"id": 17} and more',
+    '[{"id": 18}, {"id": 19}]',
+    "[]",
+    "null",
+    '"text"',
+    "20",
+    "plain",
+    '{"id": 21, "amount": {"deep": 1}}',
+]
+
+
+@pytest.mark.parametrize("name", ["shop.json", "shop.jsonl.gz"])
+def test_json_lines_are_read_or_kept_as_malformed(
+    spark: SparkSession, tmp_path: Path, name: str, ansi: str
+) -> None:
+    write_text(tmp_path / name, "\ufeff" + "\n".join([*JSON_SOUND, "", "  ", *JSON_MALFORMED]) + "\n")
+    read = read_json(spark, tmp_path / name, DDL)
+    assert read.columns == ["id", "amount", "colour", "bought", "_malformed_row"]
+    sound = read.where("_malformed_row is null").drop("_malformed_row").collect()
+    assert sound[0] == Row(id=1, amount=1.5, colour="red", bought=1)
+    assert sound[1] == Row(id=2, amount=None, colour="日本\n", bought=0)
+    assert sound[2] == Row(id=3, amount=None, colour=None, bought=None)
+    assert sound[3] == Row(id=4, amount=4.0, colour="a } in { text", bought=1)
+    assert str(sound[4]["amount"]) == "nan"
+    assert sound[5] == Row(id=None, amount=None, colour=None, bought=None)
+    for columns in (["_malformed_row"], ["_malformed_row", "colour"], ["*"]):
+        texts = [row["_malformed_row"] for row in read.select(*columns).collect()]
+        assert [text for text in texts if text is not None] == JSON_MALFORMED
+    assert marked_counts(read) == {None: len(JSON_SOUND), "malformed": len(JSON_MALFORMED)}
+
+
+def test_a_directory_of_json_is_one_source_and_none_is_told(spark: SparkSession, tmp_path: Path) -> None:
+    write_text(tmp_path / "a.json", '{"id": 1}\r\n{"id": 2}\r\n')
+    write_text(tmp_path / "b.json.gz", '{"id": 3}')
+    assert sorted(row["id"] for row in read_json(spark, tmp_path, DDL).collect()) == [1, 2, 3]
+    with pytest.raises(SourceMissing, match=r"no file at .*nothing\.json.*Give a JSON file"):
+        read_json(spark, tmp_path / "nothing.json", DDL)
+
+
+def write_text(file: Path, text: str) -> None:
+    content = text.encode()
+    file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+
+
+def marked_counts(df: DataFrame) -> dict[str | None, int]:
+    """Rows by the rule that they break; None: kept."""
+    counted = mark_broken_rules(df, [], []).groupBy(RULE_COLUMN).count().collect()
+    return {row[RULE_COLUMN]: row["count"] for row in counted}
