@@ -92,6 +92,7 @@ def prepare_stage(config: Config, spark: SparkSession) -> Dataset:
             root=config.storage.root,
             rules=data.RULES,
             key=data.KEY,
+            weight=getattr(data, "WEIGHT", None),
         )
 
 

@@ -1,9 +1,11 @@
 """A sketch of a numeric distribution: counts per bucket of the float64's leading bits.
 
-A bucket is named by the sign, the exponent and the first bits of the mantissa, so that its borders are the same
-for every data set: sketches of two parts of the rows add up, in any order, to the sketch of all of them. A value
-is known to within the width of its bucket, `2**-bits` of its own size. (The idea is that of DDSketch, C. Masson et
-al., VLDB 2019, with the logarithm read from the number's bits as in HdrHistogram.)
+A bucket is named by the sign, the exponent and the first bits of the mantissa, so that its borders are the
+same
+for every data set: sketches of two parts of the rows add up, in any order, to the sketch of all of them. A
+value
+is known to within the width of its bucket, `2**-bits` of its own size. (The idea is that of DDSketch, C.
+Masson et al., VLDB 2019, with the logarithm read from the number's bits as in HdrHistogram.)
 """
 
 from __future__ import annotations

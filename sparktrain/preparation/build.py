@@ -56,8 +56,8 @@ def prepare(
 ) -> Dataset:
     """Clean `df`, fit `features` on its training rows, and write everything as a dataset.
 
-    The source is looked at once: its rows are shuffled and kept aside as they are, and everything is counted on
-    the way; the features are then applied to the rows kept aside, by `FittedFeatures.transform`.
+    The source is looked at once: its rows are shuffled and kept aside as they are, and everything is counted
+    on the way; the features are then applied to the rows kept aside, by `FittedFeatures.transform`.
 
     Args:
         df: raw rows. Columns that are no feature only serve rules and key.
@@ -68,8 +68,10 @@ def prepare(
         root: where everything is written; seen by driver and executors.
         rules: rows that break one go to the dataset's `quarantine/`, with the rule's name.
         key: columns that identify a row and decide its split; empty: all columns.
-        weight: column of the rows' weights (0 or more); they are divided by their mean over the training rows.
-        fitted: earlier statistics to apply, such as `open_dataset(…).features`, in place of features, target and
+        weight: column of the rows' weights (0 or more); they are divided by their mean over the training
+        rows.
+        fitted: earlier statistics to apply, such as `open_dataset(…).features`, in place of features, target
+        and
             weight: nothing is fitted then.
 
     Returns:
@@ -184,7 +186,7 @@ def _write_manifest(
     written: Mapping[str, Written],
     config: PrepareConfig,
 ) -> None:
-    """Write everything that describes the parts, the manifest last: from then on the directory is a dataset."""
+    """Write all that describes the parts, the manifest last: from then on the directory is a dataset."""
     splits = {split: Split(rows=written[split].rows, parts=tuple(written[split].parts)) for split in SPLITS}
     features_json = features.to_json().encode()
     columns = column_specs(features)

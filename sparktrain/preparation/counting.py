@@ -158,8 +158,9 @@ class Numbers:
     @classmethod
     def from_text(cls, text: str) -> Numbers:
         given: dict[str, Any] = json.loads(text)
-        pairs = ("sum", "square_sum", "values", "buckets")
-        return cls(**{k: v if k not in pairs or v is None else dict(v) for k, v in given.items()})
+        for name in ("sum", "square_sum", "values", "buckets"):
+            given[name] = None if given[name] is None else dict(given[name])
+        return cls(**given)
 
 
 class NumberCounter:
@@ -284,7 +285,7 @@ class ValueCounter:
         self._size = len(merged)
 
     def overflow(self) -> pa.Table | None:
-        """Take the counts out when they fill the memory meant for them: shape [distinct], `key` and `count`."""
+        """Take the counts out, `key` and `count`, when they fill the memory that is meant for them."""
         return self.take() if self._size > self._max_distinct else None
 
     def take(self) -> pa.Table | None:

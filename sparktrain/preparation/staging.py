@@ -1,4 +1,4 @@
-"""The directory in which a dataset grows until it is whole: gone when anything fails, and tidied up after a kill."""
+"""Where a dataset grows until it is whole: gone when anything fails, and tidied up after a kill."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def leave(staging: Path) -> None:
 
 
 def _remove_abandoned(home: Path) -> None:
-    """Delete what killed preparations left: those of this host whose process is gone, and old ones of others."""
+    """Delete what killed preparations left: this host's whose process is gone, and old ones of others."""
     for left in home.glob(f"{_PREFIX}*"):
         if _is_abandoned(left):
             logger.warning("removing what a stopped preparation left: %s", left)

@@ -1,8 +1,9 @@
 """The one look at the source: rows are shuffled once, spooled as they are, and everything is counted.
 
-Each Spark partition leaves its kept rows in an Arrow file under the staging directory, in their final order, and its
-quarantined rows in a Parquet file. What a feature needs to be fitted comes back as counts, so that features are
-applied afterwards, to the spooled rows, without a second look at the source.
+Each Spark partition leaves its kept rows in an Arrow file under the staging directory, in their final order,
+and its
+quarantined rows in a Parquet file. What a feature needs to be fitted comes back as counts, so that features
+are applied afterwards, to the spooled rows, without a second look at the source.
 """
 
 from __future__ import annotations
@@ -151,7 +152,8 @@ def survey(
     raw = [F.col(f"`{w.column}`").alias(f"_{number}") for number, w in enumerate(wanted)]
     broken = F.col(RULE_COLUMN).isNotNull()
     whole = F.when(broken, F.to_json(F.struct(*[F.col(f"`{name}`") for name in source_columns])))
-    # By number, because mapInArrow takes the dot in a name for a field of a struct. They come first: Spark doubles
+    # By number, because mapInArrow takes the dot in a name for a field of a struct. They come first: Spark
+    # doubles
     # what it knows of every expression before an alias of one of its columns, and these hold all columns.
     rows = marked.select(
         F.col(ROW_ID_COLUMN).alias(_ROW_ID),
@@ -264,7 +266,7 @@ def _values(rows: Sequence[Mapping[str, object]], wanted: Wanted) -> Values:
     return Values(tuple(frequent), distinct)
 
 
-# --- on an executor -------------------------------------------------------------------------------------------
+# --- on an executor --------------------------------------------------------------------------------
 
 
 def survey_partition(
@@ -281,7 +283,7 @@ def survey_partition(
 
 
 def _in_one_order(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The rows as tables; rows of one place, of which the sort says nothing, are put in order by their values."""
+    """The rows as tables; rows of one place, of which the sort says nothing, are put in order by value."""
     held: pa.Table | None = None
     for batch in batches:
         if not batch.num_rows:

@@ -1,8 +1,9 @@
 """Writing parts: spooled rows become what the model takes, in exactly equal shares, with pyarrow.
 
-That gives exact row groups, page checksums, required columns and fixed-size values on every Spark version, and needs
-no output committer: only files that a successful task returned get into the manifest, so a retried task's leftovers
-are never seen. Features are applied by `FittedFeatures.transform`, the one that serving uses.
+That gives exact row groups, page checksums, required columns and fixed-size values on every Spark version,
+and needs
+no output committer: only files that a successful task returned get into the manifest, so a retried task's
+leftovers are never seen. Features are applied by `FittedFeatures.transform`, the one that serving uses.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def _add(found: Written, content: Mapping[str, Any]) -> None:
         found.sums[name] = (before[0] + plain, before[1] + squares)
 
 
-# --- on an executor -------------------------------------------------------------------------------------------
+# --- on an executor --------------------------------------------------------------------------------
 
 
 def write_share(
@@ -284,7 +285,7 @@ class _PartWriter:
 def _encodings(
     specs: Sequence[ColumnSpec], features: FittedFeatures, config: PrepareConfig
 ) -> dict[str, Any]:
-    """Writer options: dictionaries only where they are small, and bytes apart where a strong codec follows."""
+    """Writer options: dictionaries where they are small, bytes apart where a strong codec follows."""
     layout: Layout = config.layout
     small = {
         o.name for o in features.categorical if o.num_codes is not None and o.num_codes <= _LARGEST_DICTIONARY

@@ -1,4 +1,4 @@
-"""prepare beside a plain Spark job of the same shuffle, and beside pyspark.ml; and what reading its outcome costs."""
+"""prepare beside a plain Spark job of the same shuffle, and beside pyspark.ml; and reading what they made."""
 
 from __future__ import annotations
 
@@ -155,9 +155,8 @@ def test_four_times_the_rows(spark: SparkSession, flights: Path, tmp_path: Path)
     )
     print_table(f"{few.count():,} and {many.count():,} rows", seconds, "a quarter")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        f"all takes {seconds['all'] / seconds['a quarter']:.2f} times as long; the driver's Python peaked at {peak:.0f} MiB"
-    )
+    ratio = seconds["all"] / seconds["a quarter"]
+    print(f"all takes {ratio:.2f} times as long; the driver's Python peaked at {peak:.0f} MiB")
 
 
 def test_five_hundred_columns(spark: SparkSession, tmp_path: Path) -> None:
