@@ -170,7 +170,7 @@ def _warn(drift: Sequence[ColumnDrift]) -> None:
 
 
 def _merged(old: Statistics, new: Statistics) -> Statistics:
-    """Codes and targets of all rows. Columns stay those of the fit: later rows are compared with these too."""
+    """Codes and targets of all rows. Columns stay those of the fit: later rows are compared with them too."""
     codes = {
         split: CodeCounts(
             rows=old.codes[split].rows + new.codes[split].rows,
