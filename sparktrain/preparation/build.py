@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,17 @@ from sparktrain.dataset.layout import ColumnSpec
 from sparktrain.dataset.manifest import FEATURES_FILE, MANIFEST_FILE, Manifest, Split
 from sparktrain.dataset.statistics import STATISTICS_FILE, Statistics
 from sparktrain.errors import DataError, FeaturesInvalid, NoRowsLeft, SplitEmpty, TooManyQuarantined
-from sparktrain.features import Feature, FittedFeatures, Target, read_as
+from sparktrain.features import (
+    Feature,
+    FittedFeature,
+    FittedFeatures,
+    FittedImage,
+    FittedVector,
+    Image,
+    Target,
+    Vector,
+    read_as,
+)
 from sparktrain.preparation.check import check_again, check_columns
 from sparktrain.preparation.clean import mark_broken_rules, rule_names
 from sparktrain.preparation.describe import statistics_of
@@ -104,7 +115,7 @@ def prepare(
             staging,
             num_parts=config.num_parts,
             seed=config.seed,
-            row_bytes=_row_bytes(features, fitted),
+            row_bytes=row_bytes(fitted.features if fitted else features),
         )
         quarantined = {
             rule: found.quarantined[rule]
@@ -132,17 +143,10 @@ def declared_targets(fitted: FittedFeatures) -> tuple[Target, ...]:
     return tuple(Target(name=t.name, column=t.column, kind=t.kind) for t in fitted.targets)
 
 
-def _row_bytes(features: Sequence[Feature], fitted: FittedFeatures | None) -> int:
-    """Bytes of the vectors and images of a row."""
-    shaped = [f for f in (fitted.features if fitted else features) if f.kind in ("vector", "image")]
-    return sum(8 * _size(f.shape) for f in shaped)
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
+def row_bytes(features: Sequence[Feature | FittedFeature]) -> int:
+    """Bytes of the vectors and images of a row, as Spark hands them over: at most 8 a number."""
+    shaped = (Vector, FittedVector, Image, FittedImage)
+    return sum(8 * math.prod(f.shape) for f in features if isinstance(f, shaped))
 
 
 def _check_counts(

@@ -19,7 +19,7 @@ from sparktrain.dataset.drift import ColumnDrift, compare
 from sparktrain.dataset.manifest import EXAMPLES_FILE, FEATURES_FILE, MANIFEST_FILE, Split
 from sparktrain.dataset.statistics import STATISTICS_FILE, CodeCounts, Statistics, TargetStatistics
 from sparktrain.errors import NoRowsLeft, TooManyQuarantined
-from sparktrain.preparation.build import declared_targets, fingerprint, publish
+from sparktrain.preparation.build import declared_targets, fingerprint, publish, row_bytes
 from sparktrain.preparation.check import check_again
 from sparktrain.preparation.clean import mark_broken_rules, rule_names
 from sparktrain.preparation.describe import statistics_of
@@ -75,7 +75,13 @@ def append(
     with staging_directory(home) as staging:
         logger.info("reading, shuffling and counting the new rows")
         found = survey(
-            marked, df.columns, wanted, staging, num_parts=config.num_parts, seed=config.seed, row_bytes=0
+            marked,
+            df.columns,
+            wanted,
+            staging,
+            num_parts=config.num_parts,
+            seed=config.seed,
+            row_bytes=row_bytes(fitted.features),
         )
         names = [*rule_names(df, rules, targets, **options), ALREADY_THERE]  # type: ignore[arg-type]
         quarantined = {name: found.quarantined[name] for name in names if name in found.quarantined}
