@@ -372,6 +372,19 @@ class NonFiniteLoss(SparktrainError, ValueError):
         )
 
 
+class LossNotByRow(SparktrainError, ValueError):
+    """A Task's loss is of another shape than the rows'."""
+
+    exit_code = EXIT_TRAINING
+
+    def __init__(self, task: str, shape: Sequence[int], rows: int) -> None:
+        super().__init__(
+            f"The loss of {task} gave shape {tuple(shape)} for {rows} rows. It must give the loss of each "
+            'row, shape [rows]: leave the mean to training (reduction="none"), and see that the model\'s '
+            "outputs have the target's shape (squeeze(1) drops a last 1)."
+        )
+
+
 class RendezvousTimeout(SparktrainError, TimeoutError):
     """The ranks did not all meet in time."""
 
@@ -509,6 +522,19 @@ class ModelUnusable(SparktrainError, ValueError):
 
     def __init__(self, model: str, problem: str, way_out: str) -> None:
         super().__init__(f"The model {model} can't be used: {problem}. Way out: {way_out}.")
+
+
+class ScoringUnsupported(SparktrainError, ValueError):
+    """A pipeline whose models can't be scored yet."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, pipeline: str, kinds: Sequence[str]) -> None:
+        super().__init__(
+            f"The models of {pipeline} can't be scored: scoring knows one binary target so far, its data.py "
+            f"has {', '.join(kinds) or 'none'}. `sparktrain prepare` and `sparktrain train` work with it; to "
+            "score with another pipeline's model, give score.model."
+        )
 
 
 class OutputExists(SparktrainError, ValueError):

@@ -28,9 +28,11 @@ from sparktrain.errors import (
     ModelNotFound,
     OutputExists,
     PipelineFailed,
+    ScoringUnsupported,
     SparkFailed,
     SparktrainError,
 )
+from sparktrain.features import Target
 from sparktrain.gang.blame import user_lines
 from sparktrain.gang.launch import check_slots
 from sparktrain.gang.supervise import TrainResult, check_metric, check_training, describe_dataset, train
@@ -66,6 +68,7 @@ def check_before_spark(config: Config, stages: Collection[str]) -> None:
             check_training(newest_dataset(config), task, config)
         check_tracking(resolve_tracking_uri(config.tracking, config.storage.root))
     if "score" in stages:
+        _check_targets(config, data)
         _check_source(config, data, config.score.source or config.prepare.source)
         output_path(config)
         if "train" not in stages:
@@ -219,6 +222,13 @@ def _check_source(config: Config, data: ModuleType, source: Mapping[str, Any]) -
         raise ConfigError(
             [f"prepare.source: {error}; read() in pipelines/{config.pipeline}/data.py takes: {known}"]
         ) from error
+
+
+def _check_targets(config: Config, data: ModuleType) -> None:
+    targets = [data.TARGET] if isinstance(data.TARGET, Target) else data.TARGET
+    kinds = [target.kind for target in targets]
+    if kinds != ["binary"] and config.score.model is None:
+        raise ScoringUnsupported(config.pipeline, kinds)
 
 
 def load(config: Config, part: str) -> ModuleType:

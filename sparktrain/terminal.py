@@ -157,7 +157,7 @@ def run_table(result: Mapping[str, Any]) -> Table:
     )
     table.add_row("seconds", ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items()))
     table.add_row("run directory", result["run_dir"])
-    table.add_row("model", result["model_uri"])
+    table.add_row("model", result["model_uri"] or "not registered")
     if score := result.get("score"):
         table.add_row("scores", f"{score['output']} ({score['rows']:,} rows)")
     return table

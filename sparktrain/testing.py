@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from sparktrain.dataset import ColumnSpec, Dataset, Manifest, Part, Split
 from sparktrain.dataset.examples import write_examples
 from sparktrain.dataset.layout import Dtype, Layout, pack
 from sparktrain.dataset.read import WRITE_CHECKSUMS
-from sparktrain.features import FittedCategorical, FittedFeatures, FittedNumeric, FittedTarget
+from sparktrain.features import FittedCategorical, FittedFeatures, FittedNumeric, FittedTarget, FittedWeight
 from sparktrain.gang.local import run_ranks
 from sparktrain.storage import commit_bytes
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["local_spark", "run_ranks", "write_tiny_dataset"]
 
+TargetKind = Literal["binary", "multiclass", "regression"]
+
+_TINY_CLASSES = ("low", "middle", "high")
 _TINY_VOCABULARY = ("red", "green", "blue", "grey")
 
 
@@ -44,13 +47,16 @@ def write_tiny_dataset(
     vector_shape: tuple[int, ...] = (),
     vector_dtype: Dtype = "float32",
     text: bool = False,
+    target_kinds: Sequence[TargetKind] = ("binary",),
+    weight: bool = False,
     layout: Layout = "columns",
     seed: int = 0,
 ) -> Dataset:
     """Write a dataset of made-up rows without Spark, in milliseconds; a model can learn its target.
 
     Columns: `row_id` (0, 1, 2, … over train, validation and test), `numeric_<i>`, `category_<i>` (four known
-    values), `label` (0 or 1); `vector` and `text` where asked for, which `features.json` does not know.
+    values), `label` (0 or 1, or as `target_kinds` says); `vector` and `text` where asked for, which
+    `features.json` does not know.
     The values of a row do not depend on the layout.
 
     Args:
@@ -66,26 +72,32 @@ def write_tiny_dataset(
         vector_shape: of the feature `vector`; () leaves it out.
         vector_dtype: of its numbers.
         text: whether there is a passthrough column of text, "row <row_id>".
+        target_kinds: of `label`, and of `label_1`, `label_2`, … if there are several; multiclass has three
+            classes.
+        weight: whether there is a column `weight`: 0, 2/3, 4/3 and 2 in turn, as the row_id counts.
         layout: how the columns lie in the parts.
         seed: of the rows' values.
     """
-    features = _tiny_features(num_numeric, num_categorical)
+    features = _tiny_features(num_numeric, num_categorical, target_kinds, weight)
     columns = [
         ColumnSpec(name="row_id", dtype="int64", role="row_id"),
         *(ColumnSpec(name=o.name, dtype=o.dtype, role="feature") for o in features.outputs),
-        ColumnSpec(name=features.target.name, dtype="float32", role="target"),
+        *(ColumnSpec(name=t.name, dtype=t.output.dtype, role="target") for t in features.targets),
     ]
+    if features.weight is not None:
+        columns.append(ColumnSpec(name="weight", dtype="float32", role="weight"))
     if vector_shape:
         columns.append(ColumnSpec(name="vector", dtype=vector_dtype, shape=vector_shape, role="feature"))
     if text:
         columns.append(ColumnSpec(name="text", dtype="string", role="passthrough"))
     path.mkdir(parents=True)
+    kinds: dict[str, TargetKind] = {target.name: target.kind for target in features.targets}
     splits: dict[str, Split] = {}
     first_row = 0
     for name, wanted in (("train", rows), ("validation", validation_rows), ("test", test_rows)):
         sizes = _row_groups(wanted, num_parts, rows_per_row_group) if isinstance(wanted, int) else wanted
         total = sum(map(sum, sizes))
-        values = _tiny_rows(columns, first_row, total, np.random.default_rng([seed, first_row]))
+        values = _tiny_rows(columns, kinds, first_row, total, np.random.default_rng([seed, first_row]))
         splits[name] = Split(rows=total, parts=_write_parts(path, name, pack(values, columns, layout), sizes))
         first_row += total
     features_json = features.to_json().encode()
@@ -108,7 +120,9 @@ def write_tiny_dataset(
     return Dataset(path, manifest)
 
 
-def _tiny_features(num_numeric: int, num_categorical: int) -> FittedFeatures:
+def _tiny_features(
+    num_numeric: int, num_categorical: int, target_kinds: Sequence[TargetKind], weight: bool
+) -> FittedFeatures:
     numeric = [
         FittedNumeric(name=name, column=name, input_type="double", fill=0.0)
         for name in (f"numeric_{i}" for i in range(num_numeric))
@@ -117,8 +131,20 @@ def _tiny_features(num_numeric: int, num_categorical: int) -> FittedFeatures:
         FittedCategorical(name=name, column=name, input_type="string", vocabulary=_TINY_VOCABULARY)
         for name in (f"category_{i}" for i in range(num_categorical))
     ]
-    label = FittedTarget(name="label", column="label", kind="binary", input_type="double")
-    return FittedFeatures(features=(*numeric, *categorical), targets=(label,))
+    targets = []
+    for number, kind in enumerate(target_kinds):
+        name = f"label_{number}" if number else "label"
+        if kind == "multiclass":
+            target = FittedTarget(
+                name=name, column=name, kind=kind, input_type="string", classes=_TINY_CLASSES
+            )
+        else:
+            target = FittedTarget(name=name, column=name, kind=kind, input_type="double")
+        targets.append(target)
+    tiny_weight = FittedWeight(name="weight", column="weight", input_type="long", scale=1.5)
+    return FittedFeatures(
+        features=(*numeric, *categorical), targets=tuple(targets), weight=tiny_weight if weight else None
+    )
 
 
 def _tiny_examples(features: FittedFeatures) -> list[dict[str, object]]:
@@ -138,7 +164,11 @@ def _row_groups(rows: int, num_parts: int, rows_per_row_group: int) -> list[list
 
 
 def _tiny_rows(
-    columns: Sequence[ColumnSpec], first_row: int, rows: int, random: np.random.Generator
+    columns: Sequence[ColumnSpec],
+    kinds: Mapping[str, TargetKind],
+    first_row: int,
+    rows: int,
+    random: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     values: dict[str, np.ndarray] = {"row_id": np.arange(first_row, first_row + rows, dtype=np.int64)}
     score = np.zeros(rows)
@@ -152,9 +182,14 @@ def _tiny_rows(
             values[column.name] = random.standard_normal(rows, dtype=np.float32)
             score += values[column.name]
     noise = random.logistic(0.0, 0.3, rows)
-    values["label"] = (score + noise > 0).astype(np.float32)
+    score += noise
     for column in columns:
-        if column.name == "vector":
+        if column.role == "target":
+            of_kind = {"binary": score > 0, "multiclass": (score > -1) * 1 + (score > 1), "regression": score}
+            values[column.name] = of_kind[kinds[column.name]].astype(column.dtype)
+        elif column.role == "weight":
+            values["weight"] = (values["row_id"] % 4 / 1.5).astype(np.float32)
+        elif column.name == "vector":
             shape = (rows, *column.shape)
             values["vector"] = random.integers(0, 256, shape).astype(column.dtype)
         elif column.name == "text":

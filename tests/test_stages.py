@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from sparktrain.cli import Terminated, outcome_as_exit_code
 from sparktrain.config import Config
-from sparktrain.errors import ConfigError, SparkFailed
+from sparktrain.errors import ConfigError, ModelUnusable, ScoringUnsupported, SparkFailed
+from sparktrain.features import Target
+from tests.fixtures.tiny_task import TinyRegression
 
 CONFIG = {"pipeline": "flight_delays"}
 
@@ -29,6 +33,48 @@ def test_a_best_metric_that_the_task_lacks_is_refused_before_anything_is_prepare
     config = Config.model_validate({**CONFIG, "train": {"best_metric": "aurok"}})
     with pytest.raises(ConfigError, match="no metric 'aurok'; it has: auroc"):
         check_before_spark(config, ["prepare", "train"])
+
+
+def test_a_best_metric_that_falls_as_the_model_learns_is_refused() -> None:
+    from sparktrain.gang.supervise import check_metric
+
+    def config(metric: str) -> Config:
+        return Config.model_validate({**CONFIG, "train": {"best_metric": metric}})
+
+    check_metric(TinyRegression(), config("r2"))
+    with pytest.raises(ConfigError, match=r"of rmse a lower one is better(.|\n)*give one of: r2$"):
+        check_metric(TinyRegression(), config("rmse"))
+    with pytest.raises(ConfigError, match=r"no metric 'auroc'; it has: r2$"):
+        check_metric(TinyRegression(), config("auroc"))
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (Target("delay", kind="regression"), "has regression"),
+        ([Target("late"), Target("carrier", kind="multiclass")], "has binary, multiclass"),
+        ((), "has none"),
+    ],
+)
+@pytest.mark.parametrize("stages", [["score"], ["prepare", "train", "score"]])
+def test_scoring_with_other_targets_is_refused_before_anything_is_done(
+    target: object, said: str, stages: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from pipelines.flight_delays import data
+    from sparktrain.stages import check_before_spark
+
+    monkeypatch.setattr(data, "TARGET", target)
+    config = Config.model_validate({**CONFIG, "storage": {"root": str(tmp_path)}})
+    with pytest.raises(ScoringUnsupported, match=f"one binary target so far, its data.py {said}"):
+        check_before_spark(config, stages)
+    check_before_spark(config, ["prepare", "train"])
+
+
+def test_scoring_with_the_model_that_training_did_not_register_is_refused() -> None:
+    from sparktrain.scoring import score
+
+    with pytest.raises(ModelUnusable, match=r"registered none(.|\n)*one binary target"):
+        score(None, None)  # type: ignore[arg-type]
 
 
 def test_a_read_that_returns_no_dataframe_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,11 @@ class FittedFeatures(Declared):
         return self.targets[0]
 
     @property
+    def has_binary_target(self) -> bool:
+        """Whether one binary target is all there is, so that a model gives one probability a row."""
+        return [target.kind for target in self.targets] == ["binary"]
+
+    @property
     def outputs(self) -> tuple[Output, ...]:
         """What `transform` gives, in its order."""
         return tuple(output for feature in self.features for output in feature.outputs)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from sparktrain.config import TrainConfig
 from sparktrain.dataset import open_dataset
@@ -46,19 +49,24 @@ def train_rank(spec: RunSpec) -> dict[str, Any]:
     world = World.from_environment()
     run = RunDirectory(spec.run_dir)
     saved = verify_checkpoint(spec.resume_from) if spec.resume_from else None
+    dataset = open_dataset(spec.dataset)
     with EventWriter(run.events, world.rank, world.attempt) as emit:
-        loop = Loop(spec.task, open_dataset(spec.dataset), spec.config, world, run.checkpoints, emit)
+        loop = Loop(spec.task, dataset, spec.config, world, run.checkpoints, emit)
         outcome = loop.run(saved)
-    if outcome.test is not None:
-        _write_predictions(outcome.test, _predictions_file(run, world.rank))
+    if outcome.test is not None and outcome.test.prediction is not None:
+        name = "probability" if dataset.features.has_binary_target else "prediction"
+        _write_predictions(outcome.test, outcome.test.prediction, name, _predictions_file(run, world.rank))
         if world.is_first:
             _delete_predictions_from(world.size, run)
     return {"steps": outcome.steps, "metrics": outcome.metrics, "best": outcome.best.name}
 
 
-def _write_predictions(test: Evaluation, path: Path) -> None:
-    columns = {"row_id": test.row_id, "probability": test.prediction, "target": test.target}
-    pq.write_table(pa.table(columns), path)
+def _write_predictions(test: Evaluation, predicted: NDArray[np.float32], name: str, path: Path) -> None:
+    """Write row_id, the prediction under `name` (a list if a row has several numbers), and target."""
+    prediction = pa.array(predicted.ravel())
+    if predicted.ndim > 1:
+        prediction = pa.FixedSizeListArray.from_arrays(prediction, math.prod(predicted.shape[1:]))
+    pq.write_table(pa.table({"row_id": test.row_id, name: prediction, "target": test.target}), path)
 
 
 def _predictions_file(run: RunDirectory, rank: int) -> Path:

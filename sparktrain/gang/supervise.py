@@ -53,7 +53,8 @@ class TrainResult:
         run_id: MLflow's.
         dataset: path, fingerprint, rows by split, quarantined rows by rule.
         metrics: "validation/…" and "test/…" of the best checkpoint, "reference/…" of the logistic regression.
-        model_uri: the registered version, "models:/<name>/<version>"; None if the run did not finish.
+        model_uri: the registered version, "models:/<name>/<version>"; None if the run did not finish, or if
+            its model is of a kind that can't be registered yet.
         seconds: by phase.
     """
 
@@ -158,10 +159,14 @@ def check_training(dataset: Dataset, task: TrainTask, config: Config) -> nn.Modu
 
 
 def check_metric(task: TrainTask, config: Config) -> None:
-    """Refuse to pick the best checkpoint by a metric that the Task does not have."""
+    """Refuse to pick the best checkpoint by a metric that the Task lacks, or that falls as it learns."""
     best, known = config.train.best_metric, task.metrics()
+    usable = ", ".join(name for name, metric in known.items() if metric.higher_is_better is not False)
     if best not in known:
-        raise ConfigError([f"train.best_metric: the task has no metric {best!r}; it has: {', '.join(known)}"])
+        raise ConfigError([f"train.best_metric: the task has no metric {best!r}; it has: {usable}"])
+    if known[best].higher_is_better is False:
+        problem = f"of {best} a lower one is better, the best checkpoint is the one with the highest"
+        raise ConfigError([f"train.best_metric: {problem}; give one of: {usable}"])
 
 
 def _gang_options(config: Config) -> dict[str, Any]:

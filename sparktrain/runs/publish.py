@@ -38,17 +38,21 @@ def publish(
     task: TrainTask,
     config: Config,
     outcome: Mapping[str, Any],
-) -> tuple[dict[str, float], str]:
+) -> tuple[dict[str, float], str | None]:
     """Log plots and final metrics, register the best checkpoint's model.
+
+    Scoring gives one probability a row: with other targets than a single binary one, no model is registered,
+    and there are neither a reference nor plots of predictions.
 
     Args:
         outcome: what `train_rank` returned.
 
     Returns:
-        All metrics, the reference's among them, and the URI of the registered version.
+        All metrics, the reference's among them, and the URI of the registered version, or None.
     """
     metrics: dict[str, float] = dict(outcome["metrics"])
-    if config.train.reference == "logistic_regression" and dataset.num_rows("test"):
+    is_binary = dataset.features.has_binary_target
+    if is_binary and config.train.reference == "logistic_regression" and dataset.num_rows("test"):
         logger.info("fitting the logistic regression to compare with")
         found = logistic_regression_reference(dataset)
         metrics |= {
@@ -57,8 +61,16 @@ def publish(
     final = {name: value for name, value in metrics.items() if not name.startswith("validation/")}
     if final:
         tracker.log_metrics(outcome["steps"], final)
-    _log_figures(run, tracker)
+    _log_figures(run, tracker, is_binary)
     log_card(tracker, dataset)
+    if not is_binary:
+        logger.warning(
+            "the model is not registered: scoring knows one binary target so far, this dataset has %s; "
+            "the weights are in %s",
+            ", ".join(f"{t.name} ({t.kind})" for t in dataset.features.targets) or "none",
+            run.checkpoints / outcome["best"] / MODEL_FILE,
+        )
+        return metrics, None
     logger.info("registering the model as %s@%s", config.model_name, config.tracking.alias)
     model_uri = log_model(
         tracker,
@@ -81,11 +93,11 @@ def log_card(tracker: Tracker, dataset: Dataset) -> None:
             tracker.log_file(dataset.path / name, "dataset")
 
 
-def _log_figures(run: RunDirectory, tracker: Tracker) -> None:
+def _log_figures(run: RunDirectory, tracker: Tracker, is_binary: bool) -> None:
     curves = curves_from(EventReader(run.events).poll())
     figures = {"loss": loss_figure(curves.get("train/loss", []), curves.get("validation/loss", []))}
     predictions = sorted(run.predictions.glob("test-rank-*.parquet"))
-    if predictions:
+    if predictions and is_binary:
         rows = pa.concat_tables([pq.read_table(file) for file in predictions])
         target, probability = rows["target"].to_numpy(), rows["probability"].to_numpy()
         figures["roc"] = roc_figure(target, probability)

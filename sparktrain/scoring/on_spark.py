@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql.types import DataType, DoubleType, StructField, StructType
 
-from sparktrain.errors import SchemaMismatch
+from sparktrain.errors import ModelUnusable, SchemaMismatch
 from sparktrain.features import FittedFeatures, InputType, read_as
 from sparktrain.scoring.lookup import fetch_model
 from sparktrain.scoring.model import FEATURES_FILE, PROBABILITY, ServedModel
@@ -21,7 +21,7 @@ _loaded: dict[str, ServedModel] = {}  # of this Python worker, which Spark uses 
 
 
 def score(
-    df: DataFrame, model_uri: str, *, tracking_uri: str | None = None, batch_rows: int = 8192
+    df: DataFrame, model_uri: str | None, *, tracking_uri: str | None = None, batch_rows: int = 8192
 ) -> DataFrame:
     """Add the column `probability` (double) to raw rows; their own columns keep names, types and order.
 
@@ -31,16 +31,23 @@ def score(
 
     Args:
         df: raw rows, with every column that the features were declared on; nulls and unknown values are fine.
-        model_uri: models:/name@alias or models:/name/version.
+        model_uri: models:/name@alias or models:/name/version; None, of a training that registered no model,
+            is refused.
         tracking_uri: where the model is registered; None takes MLflow's own setting.
         batch_rows: most rows that go through the model at once.
 
     Raises:
         ModelNotFound: with the models that there are.
-        ModelUnusable: a model that sparktrain did not log.
+        ModelUnusable: a model that sparktrain did not log, or none.
         SchemaMismatch: columns missing or of another type, or a column `probability` that is there already.
         TrackingUnavailable: MLflow does not answer.
     """
+    if model_uri is None:
+        raise ModelUnusable(
+            "None",
+            "the training registered none",
+            "train one with one binary target, until it finishes; other kinds can't be scored yet",
+        )
     if batch_rows < 1:
         raise ValueError(f"batch_rows is {batch_rows}; it must be 1 or more")
     with tempfile.TemporaryDirectory(prefix="sparktrain-model-") as folder:

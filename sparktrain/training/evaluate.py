@@ -1,8 +1,10 @@
-"""Evaluation: every row of a split exactly once over all ranks, metrics exact."""
+"""Evaluation: every row of a split exactly once over all ranks, metrics exact; what a row's loss is."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from sparktrain.dataset import Dataset
+from sparktrain.errors import LossNotByRow
+from sparktrain.features import FittedFeatures
 from sparktrain.training.task import Batch, TrainTask
 from sparktrain.world import World
 
@@ -21,14 +25,17 @@ class Evaluation:
     """What evaluating a split gave.
 
     Attributes:
-        metrics: over all ranks' rows, "loss" among them.
-        row_id, prediction, target: this rank's rows (int64, float32, float32), each of shape [rows].
+        metrics: over all ranks' rows, "loss" among them: the mean that the rows' weights give. All others are
+            without weights.
+        row_id, prediction, target: this rank's rows: int64 [rows], float32 [rows, ...] as the Task predicts,
+            float32 or int64 [rows]. The last two are None where the
+            target or the prediction is a dict.
     """
 
     metrics: dict[str, float]
     row_id: NDArray[np.int64]
-    prediction: NDArray[np.float32]
-    target: NDArray[np.float32]
+    prediction: NDArray[np.float32] | None
+    target: NDArray[np.float32 | np.int64] | None
 
 
 @torch.inference_mode()
@@ -42,52 +49,93 @@ def evaluate(
     world: World,
 ) -> Evaluation:
     """Evaluate `model` on a split; a collective call, all ranks together."""
-    target_name = dataset.features.target.name
+    features = dataset.features
     metrics = MetricCollection(dict(task.metrics())).to(world.device)
     stream = dataset.stream(
         split, global_batch_size, num_lanes=num_lanes, world=world, tail="mask", shuffle=False
     )
-    loss_and_rows = torch.zeros(2, dtype=torch.float64, device=world.device)
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    loss_and_weight = torch.zeros(2, dtype=torch.float64, device=world.device)
+    row_ids: list[Tensor] = []
+    kept: list[tuple[Tensor, Tensor]] = []
     model.eval()
     for batch in stream:
         real = batch["row_weight"] > 0
         rows = {name: column[real].to(world.device) for name, column in batch.items()}
-        target = rows[target_name]
-        if not len(target):
+        if not len(rows["row_id"]):
             continue
         outputs = model(rows)
-        prediction = task.predict(outputs).float()
-        metrics.update(prediction, target.long())
-        loss_and_rows[0] += task.loss(outputs, target).double().sum()
-        loss_and_rows[1] += len(target)
-        kept.append((rows["row_id"], prediction, target))
+        prediction = _each(torch.Tensor.float, task.predict(outputs))
+        metrics.update(prediction, _metric_target(features, rows))
+        losses, weights = weighted_losses(task, features, outputs, rows)
+        loss_and_weight += torch.stack([losses.double().sum(), weights.double().sum()])
+        row_ids.append(rows["row_id"])
+        kept += _columns(prediction, target_of(features, rows))
+    if not row_ids:
+        # Only padding came to this rank, copies of real rows: what is made of it has the right shape, dtype.
+        rows = {name: column.to(world.device) for name, column in batch.items()}
+        none = {name: column[:0] for name, column in rows.items()}
+        prediction = _each(lambda column: column[:0].float(), task.predict(model(rows)))
+        _update_without_rows(metrics, prediction, _metric_target(features, none))
+        row_ids.append(none["row_id"])
+        kept += _columns(prediction, target_of(features, none))
     model.train()
-    if not kept:
-        _update_without_rows(metrics, world.device)
     if world.size > 1:
-        dist.all_reduce(loss_and_rows)
+        dist.all_reduce(loss_and_weight)
     values = {name: float(value) for name, value in metrics.compute().items()}
-    values["loss"] = float(loss_and_rows[0] / loss_and_rows[1])
-    return Evaluation(values, *_concatenate(kept))
+    values["loss"] = float(loss_and_weight[0] / loss_and_weight[1])
+    row_id = torch.cat(row_ids).cpu().numpy()
+    if not kept:
+        return Evaluation(values, row_id, None, None)
+    prediction, target = (torch.cat(column).cpu().numpy() for column in zip(*kept, strict=True))
+    return Evaluation(values, row_id, prediction, target)
 
 
-def _update_without_rows(metrics: MetricCollection, device: str) -> None:
+def target_of(features: FittedFeatures, batch: Batch) -> Tensor | dict[str, Tensor]:
+    """Return what a Task's loss takes as target: a column, or columns by name unless there is exactly one."""
+    targets = {target.name: batch[target.name] for target in features.targets}
+    return targets.popitem()[1] if len(targets) == 1 else targets
+
+
+def weighted_losses(
+    task: TrainTask, features: FittedFeatures, outputs: Any, batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """Return each row's loss times its weight, and that weight, both [rows]; padding has weight 0.
+
+    Raises:
+        LossNotByRow: the Task's loss is not of shape [rows].
+    """
+    losses = task.loss(outputs, target_of(features, batch))
+    weights = batch["row_weight"]
+    if features.weight is not None:
+        weights = weights * batch[features.weight.name]
+    if losses.shape != weights.shape:  # torch would spread one over the other, and train on something else
+        raise LossNotByRow(type(task).__module__, tuple(losses.shape), len(weights))
+    return losses * weights, weights
+
+
+def _metric_target(features: FittedFeatures, batch: Batch) -> Tensor | dict[str, Tensor]:
+    binary = {
+        target.name: batch[target.name].long() for target in features.targets if target.kind == "binary"
+    }
+    return target_of(features, {**batch, **binary})
+
+
+def _each(function: Callable[[Tensor], Tensor], predicted: Any) -> Any:
+    if isinstance(predicted, Mapping):
+        return {name: function(column) for name, column in predicted.items()}
+    return function(predicted)
+
+
+def _columns(prediction: Any, target: Any) -> list[tuple[Tensor, Tensor]]:
+    """The two as columns to keep; nothing where either is a dict."""
+    return [(prediction, target)] if isinstance(prediction, Tensor) and isinstance(target, Tensor) else []
+
+
+def _update_without_rows(metrics: MetricCollection, *none: Any) -> None:
     """Give the lists of rows their types: torchmetrics guesses float, and gloo aborts where ranks differ."""
-    none = torch.empty(0, device=device)
     for metric in metrics.values():
         if any(isinstance(state, list) for state in metric.metric_state.values()):
-            metric.update(none, none.long())
-
-
-def _concatenate(
-    kept: list[tuple[Tensor, Tensor, Tensor]],
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
-    if not kept:
-        empty = np.empty(0, np.float32)
-        return np.empty(0, np.int64), empty, empty
-    row_id, prediction, target = (torch.cat(column).cpu().numpy() for column in zip(*kept, strict=True))
-    return row_id, prediction, target
+            metric.update(*none)
 
 
 def rows_to_device(batch: Batch, device: str) -> Batch:

@@ -18,7 +18,7 @@ from sparktrain.dataset import Dataset, Stream
 from sparktrain.errors import NonFiniteLoss, StepFailed
 from sparktrain.training import checkpoint as checkpoints
 from sparktrain.training.checkpoint import Checkpoint
-from sparktrain.training.evaluate import Evaluation, evaluate, rows_to_device
+from sparktrain.training.evaluate import Evaluation, evaluate, rows_to_device, weighted_losses
 from sparktrain.training.generators import gather_generators, restore_generators, seed_rank
 from sparktrain.training.strategies import wrap
 from sparktrain.training.task import Batch, TrainTask
@@ -117,10 +117,11 @@ class Loop:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         outputs = self.parallel(batch)
-        losses = self.task.loss(outputs, batch[self.dataset.features.target.name])
+        losses, _ = weighted_losses(self.task, self.dataset.features, outputs, batch)
         # Ranks can hold different numbers of rows. DDP averages over ranks, so the sum over this rank's rows
-        # times size / G becomes the mean over the whole global batch.
-        total = (losses * batch["row_weight"]).sum()
+        # times size / G becomes the mean over the whole global batch. G and not the batch's weights: they
+        # are 1 on average over all training rows, and a batch of heavy rows is to count for more.
+        total = losses.sum()
         mean = total * (self.world.size / self.config.global_batch_size)
         mean.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient_norm or math.inf)

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from sparktrain.dataset import Dataset
-from sparktrain.features import FittedCategorical, FittedFeatures, FittedNumeric, FittedTarget
+from sparktrain.features import FittedCategorical, FittedFeatures, FittedNumeric, FittedTarget, FittedWeight
 from sparktrain.runs.reference import logistic_regression_reference
+from sparktrain.testing import write_tiny_dataset
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,33 @@ def test_one_class_gives_no_reference(caplog: pytest.LogCaptureFixture) -> None:
     only_late = data.tables["train"].filter(pa.compute.field("late") == 1)
     assert logistic_regression_reference(InMemory(data.features, data.tables | {"train": only_late})) == {}  # type: ignore[arg-type]
     assert "one class" in caplog.text
+
+
+def test_weights_count_in_the_fit_and_in_the_loss() -> None:
+    """The loss beside the model's, which is weighted: rows of weight 0 might as well not be there."""
+    data = made_up(4000, 5)
+    random = np.random.default_rng(1)
+
+    def weighted(table: pa.Table, weights: np.ndarray) -> pa.Table:
+        return table.append_column("weight", pa.array(weights.astype(np.float32)))
+
+    keep = {split: random.random(table.num_rows) < 0.5 for split, table in data.tables.items()}
+    weight = FittedWeight(name="weight", column="weight", input_type="double")
+    features = data.features.model_copy(update={"weight": weight})
+    doubled = InMemory(features, {s: weighted(t, 2 * keep[s]) for s, t in data.tables.items()})
+    thinned = InMemory(
+        features, {s: weighted(t.filter(keep[s]), 2 * np.ones(keep[s].sum())) for s, t in data.tables.items()}
+    )
+    found, expected = logistic_regression_reference(doubled), logistic_regression_reference(thinned)  # type: ignore[arg-type]
+    assert found["log_loss"] == pytest.approx(expected["log_loss"], rel=1e-4)
+    plain = logistic_regression_reference(data)  # type: ignore[arg-type]
+    assert found["log_loss"] != pytest.approx(plain["log_loss"], rel=1e-3)
+
+
+def test_no_number_and_no_code_gives_no_reference(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shaped = write_tiny_dataset(tmp_path / "shaped", num_numeric=0, num_categorical=0, vector_shape=(2,))
+    assert logistic_regression_reference(shaped) == {}
+    assert "no feature is one number" in caplog.text
 
 
 @pytest.mark.slow

@@ -1,0 +1,65 @@
+"""What is published of a run whose targets are other than one binary one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sparktrain.gang.rank import RunSpec, train_rank
+from sparktrain.runs.publish import publish
+from sparktrain.runs.tracking import Tracker
+from sparktrain.testing import TargetKind, run_ranks, write_tiny_dataset
+from tests.fixtures.tiny_model import new_run, tiny_config
+from tests.fixtures.tiny_task import TINY_CONFIG, TinyMulticlass, TinyRegression
+
+pytestmark = pytest.mark.ranks
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "metric", "prediction"),
+    [
+        ("multiclass", TinyMulticlass(), "accuracy", pa.list_(pa.float32(), 3)),
+        ("regression", TinyRegression(), "r2", pa.float32()),
+    ],
+)
+def test_a_model_that_gives_no_probability_is_not_registered(
+    root: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    kind: TargetKind,
+    task: Any,
+    metric: str,
+    prediction: pa.DataType,
+) -> None:
+    dataset = write_tiny_dataset(tmp_path / "tiny", 64, validation_rows=20, test_rows=30, target_kinds=[kind])
+    config = tiny_config(root, train={"best_metric": metric})
+    run = new_run(root)
+    tracker = Tracker.start(run, config, dataset)
+    train = TINY_CONFIG.model_copy(update={"ranks": 2, "best_metric": metric})
+    run.checkpoints.mkdir(exist_ok=True)
+    outcome = run_ranks(2, train_rank, RunSpec(run.path, dataset.path, task, train, None))[0]
+    with caplog.at_level(logging.WARNING):
+        metrics, model_uri = publish(run, tracker, dataset, task, config, outcome)
+    assert model_uri is None
+    assert (
+        f"not registered: scoring knows one binary target so far, this dataset has label ({kind})"
+        in caplog.text
+    )
+    assert not any(name.startswith("reference/") for name in metrics)
+    assert f"test/{metric}" in metrics
+    assert names(tracker, "plots") == ["plots/loss.png"]
+    assert not tracker.client.search_registered_models()
+    rows = pa.concat_tables([pq.read_table(file) for file in sorted(run.predictions.iterdir())])
+    assert rows.column_names == ["row_id", "prediction", "target"]
+    assert rows.schema.field("prediction").type == prediction
+    assert sorted(rows["row_id"].to_pylist()) == list(range(84, 114))
+
+
+def names(tracker: Tracker, folder: str) -> Sequence[str]:
+    return [file.path for file in tracker.client.list_artifacts(tracker.run_id, folder)]
