@@ -112,6 +112,7 @@ class Survey:
         values: by raw column.
         nulls, train_nulls: by raw column, in all splits and in the train split.
         spools: in the order of the Spark partitions.
+        quarantine_files: names of the files with quarantined rows.
     """
 
     rows_in: int
@@ -122,6 +123,7 @@ class Survey:
     nulls: dict[str, int]
     train_nulls: dict[str, int]
     spools: tuple[Spool, ...]
+    quarantine_files: tuple[str, ...] = ()
 
     @property
     def rows_kept(self) -> int:
@@ -255,6 +257,7 @@ def _assemble(found: Sequence[Mapping[str, object]], wanted: Sequence[Wanted]) -
         nulls={w.column: nulls.get(str(number), 0) for number, w in enumerate(wanted)},
         train_nulls={w.column: train_nulls.get(str(number), 0) for number, w in enumerate(wanted)},
         spools=tuple(Spool(path, tuple(rows), tuple(batches)) for _, path, rows, batches in sorted(spools)),
+        quarantine_files=tuple(sorted(counts("quarantine"))),
     )
 
 
@@ -284,30 +287,34 @@ def survey_partition(
 
 def _in_one_order(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     """The rows as tables; rows of one place, of which the sort says nothing, are put in order by value."""
-    held: pa.Table | None = None
+    held: list[pa.Table] = []
     for batch in batches:
         if not batch.num_rows:
             continue
         table = pa.Table.from_batches([batch])
-        if held is not None and held[_PLACE][-1] == table[_PLACE][0]:
-            held = pa.concat_tables([held, table]).combine_chunks()
+        if held and held[-1][_PLACE][-1] == table[_PLACE][0]:
+            # Only the rows of the last place wait for more: with many equal rows every batch may end in some.
+            places = held[-1][_PLACE].to_numpy()
+            if first := int(np.searchsorted(places, places[-1])):
+                yield _untied([*held[:-1], held[-1].slice(0, first)])
+                held = [held[-1].slice(first)]
+            held.append(table)
             continue
-        if held is not None:
+        if held:
             yield _untied(held)
-        held = table
-    if held is not None:
+        held = [table]
+    if held:
         yield _untied(held)
 
 
-def _untied(table: pa.Table) -> pa.Table:
+def _untied(tables: Sequence[pa.Table]) -> pa.Table:
+    table = tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks()
     places = table[_PLACE].to_numpy()
     tied = np.flatnonzero(places[1:] == places[:-1])
-    if not len(tied):
-        return table
+    if not len(tied) or table.take(tied).equals(table.take(tied + 1)):
+        return table  # no two rows of one place, or equal ones
     concerned = np.union1d(tied, tied + 1)
     rows = table.take(concerned).to_pylist()
-    if all(rows[i] == rows[i - 1] for i in range(1, len(rows)) if rows[i][_PLACE] == rows[i - 1][_PLACE]):
-        return table  # equal rows
     order = np.arange(len(table))
     order[concerned] = concerned[
         sorted(range(len(rows)), key=lambda i: (rows[i][_PLACE], repr(list(rows[i].values()))))
@@ -413,6 +420,8 @@ class _Desk:
         if self._writer is not None:
             spool = [self._partition, str(self._spool), self._rows, self._batch_rows]
             rows.append(("spool", str(self._partition), 0, json.dumps(spool)))
+        if self._quarantine is not None:
+            rows.append(("quarantine", self._rejected.name, 0, None))
         if rows:
             yield pa.RecordBatch.from_pylist(
                 [dict(zip(_COUNTS.names, row, strict=True)) for row in rows], schema=_COUNTS
