@@ -5,15 +5,22 @@ ARGS ?=
 bin := .venv/bin
 installed := .venv/.installed
 
+# Spark 3.5, as managed platforms and Petastorm have it: the same code in an environment of its own.
+bin35 := .venv-spark35/bin
+installed35 := .venv-spark35/.installed
+tests35 ?= tests
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # the checks come before the install also with -j
-.PHONY: help venv run test test-unit lint format type bench wheel ui clean check-java
+.PHONY: help venv venv-spark35 run test test-unit test-spark35 lint format type bench wheel ui clean check-java
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 venv: $(installed)  ## install sparktrain and everything it needs into .venv (once, a few minutes)
+
+venv-spark35: $(installed35)  ## install the same with Spark 3.5 and Petastorm into .venv-spark35
 
 run: check-java $(installed)  ## prepare, train and register the example pipeline; more options in ARGS="…"
 	@$(bin)/sparktrain run conf/flight_delays.yaml $(ARGS)
@@ -23,6 +30,9 @@ test: check-java $(installed)  ## run every test except the benchmarks; pytest o
 
 test-unit: $(installed)  ## run the fast tests: no Java, one process
 	@$(bin)/pytest -m "not spark and not ranks" $(ARGS)
+
+test-spark35: check-java $(installed35)  ## run the tests on Spark 3.5, Petastorm's among them; pytest options in ARGS="…"
+	@$(bin35)/pytest $(tests35) $(ARGS)
 
 lint: $(installed)  ## check style and formatting
 	@$(bin)/ruff check
@@ -47,17 +57,25 @@ ui: $(installed)  ## show the runs under out/ in the browser, for this machine o
 	@test -f out/mlflow.db || { echo "There are no runs under out/ yet: start one with 'make run'." >&2; exit 1; }
 	@PYTHONWARNINGS=ignore $(bin)/mlflow ui --workers 1 --backend-store-uri sqlite:///out/mlflow.db --host 127.0.0.1 $(ARGS)
 
-clean:  ## remove what building and testing leave behind; keeps .venv and out/
+clean:  ## remove what building and testing leave behind; keeps the environments and out/
 	@rm -rf build dist *.egg-info spark-warehouse metastore_db derby.log
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	@find . -path ./.venv -prune -o -path ./out -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	@find . -path './.venv*' -prune -o -path ./out -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-# An editable install follows the sources by itself: only these two files call for a new one.
+# An editable install follows the sources by itself: only these files call for a new one.
 $(installed): pyproject.toml constraints.txt
 	@.ci/check-python '$(PYTHON)'
 	@echo "Installing into .venv: a few minutes the first time, 2 GB or more."
 	@'$(PYTHON)' -m venv .venv
 	@$(bin)/pip install -qq --disable-pip-version-check --no-input -c constraints.txt -e '.[flights,dev]'
+	@touch $@
+
+$(installed35): pyproject.toml constraints-spark35.txt
+	@.ci/check-python '$(PYTHON)'
+	@echo "Installing into .venv-spark35: a few minutes the first time, 2 GB or more."
+	@'$(PYTHON)' -m venv .venv-spark35
+	@$(bin35)/pip install -qq --disable-pip-version-check --no-input \
+		-c constraints-spark35.txt -e '.[petastorm,flights,dev]'
 	@touch $@
 
 check-java:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparktrain.dataset import Dataset, open_dataset
     from sparktrain.gang import Gang, train
-    from sparktrain.preparation import prepare
+    from sparktrain.preparation import append, prepare
     from sparktrain.scoring import score
 
 __version__ = "0.1.0"
@@ -21,13 +21,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "Dataset": "sparktrain.dataset",
     "Gang": "sparktrain.gang",
+    "append": "sparktrain.preparation",
     "open_dataset": "sparktrain.dataset",
     "prepare": "sparktrain.preparation",
     "score": "sparktrain.scoring",
     "train": "sparktrain.gang",
 }
 
-__all__ = ["Dataset", "Gang", "open_dataset", "prepare", "score", "train"]
+__all__ = ["Dataset", "Gang", "append", "open_dataset", "prepare", "score", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -37,7 +37,7 @@ class Work:
     """What a command does with a Spark session.
 
     Attributes:
-        stages: of "prepare", "train", "score", those that it goes through.
+        stages: of "prepare", "append", "train", "score", those that it goes through.
         do: returns what --json prints.
     """
 
@@ -89,6 +89,19 @@ def prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
     Example: sparktrain prepare conf/flight_delays.yaml prepare.source.fraction=0.03
     """
     run_command(config, overrides or [], as_json, prepare_work)
+
+
+@app.command()
+def append(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Add new rows to the dataset that was prepared last, as a new version; the old one stays.
+
+    The rows are what the pipeline's read() gives for prepare.source. Features keep the statistics that they
+    were fitted with; how far the new rows are from these is reported. Rows that are there already are not
+    added again, if the pipeline names a KEY.
+
+    Example: sparktrain append conf/flight_delays.yaml prepare.source.directory=/data/2014-01
+    """
+    run_command(config, overrides or [], as_json, append_work)
 
 
 @app.command()
@@ -196,6 +209,20 @@ def _prepare_work(config: Config, spark: SparkSession, console: Console) -> dict
     return dataset_result(_prepare(config, spark, console))
 
 
+def _append_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
+    from sparktrain.dataset.card import Card
+    from sparktrain.stages import append_stage, dataset_result
+    from sparktrain.terminal import dataset_table, drift_table
+
+    with console.status("appending the data"):
+        dataset = append_stage(config, spark)
+    console.print(dataset_table(dataset))
+    card = Card.load(dataset.path)
+    drift = card.drift if card else ()
+    console.print(drift_table(drift))
+    return {**dataset_result(dataset), "drift": {column.column: column.psi for column in drift}}
+
+
 def _train_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
     from sparktrain.stages import newest_dataset
 
@@ -229,6 +256,7 @@ def _run_work(config: Config, spark: SparkSession, console: Console) -> dict[str
 
 
 prepare_work = Work(("prepare",), _prepare_work)
+append_work = Work(("append",), _append_work)
 train_work = Work(("train",), _train_work)
 score_work = Work(("score",), _score_work)
 run_work = Work(("prepare", "train", "score"), _run_work)

@@ -34,7 +34,7 @@ from sparktrain.errors import (
 from sparktrain.gang.blame import user_lines
 from sparktrain.gang.launch import check_slots
 from sparktrain.gang.supervise import TrainResult, check_metric, check_training, describe_dataset, train
-from sparktrain.preparation import prepare
+from sparktrain.preparation import append, prepare
 from sparktrain.runs.connection import check_tracking, resolve_tracking_uri
 from sparktrain.training.task import TrainTask
 
@@ -49,14 +49,16 @@ def check_before_spark(config: Config, stages: Collection[str]) -> None:
     """Refuse now what would otherwise fail after minutes, in the last of the stages that are to come.
 
     Args:
-        stages: of "prepare", "train" and "score".
+        stages: of "prepare", "append", "train" and "score".
 
     Raises:
         SparktrainError: of the class that the stage itself would raise.
     """
     data = load(config, "data")
-    if "prepare" in stages:
+    if "prepare" in stages or "append" in stages:
         _check_source(config, data, config.prepare.source)
+    if "append" in stages:
+        newest_dataset(config)
     if "train" in stages:
         task = create_task(config)
         check_metric(task, config)
@@ -94,6 +96,15 @@ def prepare_stage(config: Config, spark: SparkSession) -> Dataset:
             key=data.KEY,
             weight=getattr(data, "WEIGHT", None),
         )
+
+
+def append_stage(config: Config, spark: SparkSession) -> Dataset:
+    """Read the pipeline's source and add its rows to the newest dataset, as a new version."""
+    data = load(config, "data")
+    dataset = newest_dataset(config)
+    with spark_errors("Appending the data failed", config):
+        rows = _read(config, data, spark, config.prepare.source)
+        return append(dataset, rows, rules=data.RULES, key=data.KEY)
 
 
 def newest_dataset(config: Config) -> Dataset:

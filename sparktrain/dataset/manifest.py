@@ -81,6 +81,7 @@ class Manifest(Record):
     Attributes:
         columns: as people see them.
         layout: how they lie in the parts.
+        appended_to: fingerprint of the version that rows were added to; None: prepared at once.
     """
 
     format: Literal["sparktrain.dataset/2"] = FORMAT
@@ -93,6 +94,7 @@ class Manifest(Record):
     rows_kept: Count
     quarantined: dict[str, Count]
     features_sha256: str
+    appended_to: str | None = None
     prepare: dict[str, Any]
     versions: dict[str, str]
 

@@ -210,9 +210,14 @@ class Image(_OfColumn):
 
 
 class Tokens(_OfColumn):
-    """Text as numbers, handed to the model as int32 [block_size], cut or padded at its end.
+    """Text as numbers, handed to the model as int32 [block_size].
 
-    Its length before padding, at most block_size, is the output `<name>_length`, int32. A null has length 0.
+    Each row is cut or padded at its end, and its length before padding, at most block_size, is the output
+    `<name>_length`, int32; a null has length 0. With `pack`, a dataset's rows are blocks instead: a split's
+    texts are laid one after the other, in their shuffled order, and cut into blocks, so that no token is
+    lost and only the last block of a part is padded. The output `<name>_document`, int32 [block_size], then
+    says where a text begins and ends: it counts the texts within the block from 0 on, and is -1 for padding.
+    A row that is transformed by itself, in serving, is a block of one text.
 
     Attributes:
         block_size: number of tokens in a row.
@@ -220,12 +225,15 @@ class Tokens(_OfColumn):
             text's UTF-8 bytes plus one, 1 to 256, so that 0 is left for padding; None takes a column that is
             an array of integers already.
         pad_id: what follows the last token.
+        pack: make blocks of texts; there can be no other feature then, no target and no weight, because a
+            block is of several rows.
     """
 
     kind: Literal["tokens"] = "tokens"
     block_size: PositiveInt
     tokenizer: str | None = None
     pad_id: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    pack: bool = False
 
     @model_validator(mode="after")
     def _has_a_tokenizer(self) -> Self:

@@ -86,6 +86,11 @@ class FittedFeatures(Declared):
         return self
 
     @property
+    def packed(self) -> FittedTokens | None:
+        """The feature whose texts are packed into blocks, if there is one."""
+        return next((f for f in self.features if isinstance(f, FittedTokens) and f.pack), None)
+
+    @property
     def target(self) -> FittedTarget:
         """The only target.
 

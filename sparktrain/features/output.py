@@ -33,7 +33,7 @@ def output_names(feature: Feature | Target) -> list[str]:
     if isinstance(feature, Timestamp):
         names = [name for part in feature.parts for name in part_names(feature.name, part, feature.cyclic)]
     elif isinstance(feature, Tokens):
-        names.append(length_name(feature.name))
+        names.append(document_name(feature.name) if feature.pack else length_name(feature.name))
     if not isinstance(feature, Target) and getattr(feature, "null_flag", False):
         names.append(flag_name(feature.name))
     return names
@@ -55,3 +55,7 @@ def part_names(name: str, part: str, cyclic: bool) -> list[str]:
 
 def length_name(name: str) -> str:
     return f"{name}_length"
+
+
+def document_name(name: str) -> str:
+    return f"{name}_document"

@@ -21,7 +21,7 @@ from sparktrain.gang.pickling import pickle_call
 from sparktrain.gang.spec import GangSpec
 from sparktrain.gang.worker import ANSWER_SCHEMA, run_rank
 
-_SLOT_WAIT_SECONDS = 4.0
+_SLOT_WAIT_SECONDS = 20.0  # on a busy machine executors took 8 to register
 
 
 class Gang:
@@ -118,7 +118,7 @@ def check_slots(spark: SparkSession, ranks: int) -> None:
     """Refuse at once what Spark would wait for in silence: more ranks than slots.
 
     Raises:
-        NotEnoughSlots: after a few seconds in which executors may still register.
+        NotEnoughSlots: after some seconds in which executors may still register.
     """
     deadline = time.monotonic() + _SLOT_WAIT_SECONDS
     while (slots := num_slots(spark)) is not None and slots < ranks:

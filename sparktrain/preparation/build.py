@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +30,9 @@ from sparktrain.features import (
     Feature,
     FittedFeature,
     FittedFeatures,
+    FittedImage,
     FittedVector,
+    Image,
     InputType,
     Target,
     Vector,
@@ -117,7 +120,7 @@ def prepare(
             staging,
             num_parts=config.num_parts,
             seed=config.seed,
-            row_bytes=_row_bytes(features, fitted),
+            row_bytes=row_bytes(fitted.features if fitted else features),
         )
         quarantined = {
             rule: found.quarantined[rule]
@@ -154,7 +157,7 @@ def size_rules(features: Iterable[Feature | FittedFeature], types: Mapping[str, 
             continue
         column = feature.column or feature.name
         quoted = f"`{column.replace('`', '``')}`"
-        size = _size(feature.shape)
+        size = math.prod(feature.shape)
         if types[column] == "binary":
             keep = f"{quoted} IS NULL OR octet_length({quoted}) = {size * np.dtype(feature.dtype).itemsize}"
         else:
@@ -163,17 +166,10 @@ def size_rules(features: Iterable[Feature | FittedFeature], types: Mapping[str, 
     return list(rules.values())
 
 
-def _row_bytes(features: Sequence[Feature], fitted: FittedFeatures | None) -> int:
-    """Bytes of the vectors and images of a row."""
-    shaped = [f for f in (fitted.features if fitted else features) if f.kind in ("vector", "image")]
-    return sum(8 * _size(f.shape) for f in shaped)
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
+def row_bytes(features: Sequence[Feature | FittedFeature]) -> int:
+    """Bytes of the vectors and images of a row, as Spark hands them over: at most 8 a number."""
+    shaped = (Vector, FittedVector, Image, FittedImage)
+    return sum(8 * math.prod(f.shape) for f in features if isinstance(f, shaped))
 
 
 def _check_counts(

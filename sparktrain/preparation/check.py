@@ -80,7 +80,10 @@ def check_columns(
 def _clashes(features: Sequence[Feature], targets: Sequence[Target], weight: str | None) -> Iterable[str]:
     if not features:
         yield "there is none; declare at least one Numeric or Categorical"
-    if not targets:
+    packed = [f.name for f in features if isinstance(f, Tokens) and f.pack]
+    if packed and (len(features) > 1 or targets or weight):
+        yield f"`{packed[0]}` packs texts into blocks; leave out other features, the target and the weight"
+    if not targets and not packed:
         yield "there is no target; declare what the model predicts"
     names = [name for declared in (*features, *targets) for name in output_names(declared)]
     names += [weight] if weight else []

@@ -27,6 +27,7 @@ RESERVED_RULES = (
     "target_class_unknown",
     "weight_invalid",
     "split_unknown",
+    "already_there",
 )
 
 

@@ -201,7 +201,7 @@ def _fit(feature: Feature, found: Survey, input_type: InputType) -> FittedFeatur
         return FittedImage(**named, shape=feature.shape, dtype=feature.dtype, fill=zeros)
     if isinstance(feature, Tokens):
         sizes = {"block_size": feature.block_size, "pad_id": feature.pad_id}
-        return FittedTokens(**named, tokenizer=feature.tokenizer, **sizes)
+        return FittedTokens(**named, tokenizer=feature.tokenizer, pack=feature.pack, **sizes)
     assert isinstance(feature, Passthrough)
     return FittedPassthrough(**named, fill=None if feature.fill == "fail" else feature.fill)
 

@@ -31,6 +31,7 @@ from sparktrain.dataset.manifest import Part
 from sparktrain.dataset.read import WRITE_CHECKSUMS
 from sparktrain.errors import DataError, ValuesRefused
 from sparktrain.features import UNKNOWN_CODE, FittedCategorical, FittedFeatures
+from sparktrain.preparation.packing import Packer
 from sparktrain.preparation.split import ROW_ID_COLUMN, SPLITS
 from sparktrain.preparation.survey import Spool
 
@@ -253,6 +254,8 @@ class _PartWriter:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         schema = stored_schema(self._specs, self._layout)
         self._writer = pq.ParquetWriter(self._file, schema, **_encodings(self._specs, features, config))
+        packed = features.packed
+        self._packer = Packer(packed, self._row_group_rows) if packed else None
         self._row_groups: list[int] = []
         self._digest = hashlib.blake2b(digest_size=16)
         self._found = Written()
@@ -270,13 +273,24 @@ class _PartWriter:
         return -(-wanted // self._row_group_rows) * self._row_group_rows
 
     def write(self, rows: pa.Table) -> None:
-        features = self._features
-        columns: dict[str, NDArray[Any]] = {ROW_ID_COLUMN: rows[ROW_ID_COLUMN].to_numpy()}
-        columns |= features.transform(rows)
-        columns |= features.transform_targets(rows)
-        self._count(rows, columns)
-        for start in range(0, len(rows), self._row_group_rows):
-            stop = min(start + self._row_group_rows, len(rows))
+        """Write raw rows: whole row groups of them, unless they are the last."""
+        for feature in self._features.features:
+            if nulls := rows[feature.column].null_count:
+                self._found.nulls[feature.name] += nulls
+        if self._packer is not None:
+            columns = self._packer.add(rows)
+        else:
+            columns = {ROW_ID_COLUMN: rows[ROW_ID_COLUMN].to_numpy()}
+            columns |= self._features.transform(rows)
+            columns |= self._features.transform_targets(rows)
+        if columns is not None:
+            self._write(columns)
+
+    def _write(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        self._count(columns)
+        num_rows = len(columns[ROW_ID_COLUMN])
+        for start in range(0, num_rows, self._row_group_rows):
+            stop = min(start + self._row_group_rows, num_rows)
             # Values, not file bytes: the fingerprint shall not depend on the codec or on pyarrow's version.
             for spec in self._specs:
                 self._digest.update(_bytes_of(columns[spec.name][start:stop]))
@@ -284,10 +298,7 @@ class _PartWriter:
         table = pack(columns, self._specs, self._layout)
         self._writer.write_table(table, row_group_size=self._row_group_rows)
 
-    def _count(self, rows: pa.Table, columns: Mapping[str, NDArray[Any]]) -> None:
-        for feature in self._features.features:
-            if nulls := rows[feature.column].null_count:
-                self._found.nulls[feature.name] += nulls
+    def _count(self, columns: Mapping[str, NDArray[Any]]) -> None:
         for name in self._vocabularies:
             if unknown := int(np.count_nonzero(columns[name] == UNKNOWN_CODE)):
                 self._found.unknown[name] += unknown
@@ -304,6 +315,8 @@ class _PartWriter:
                     counts[target.classes[code] if target.classes else str(code)] += count
 
     def close(self) -> dict[str, Any]:
+        if self._packer is not None and (last := self._packer.flush()) is not None:
+            self._write(last)
         self._writer.close()
         with self._file.open("rb") as file:
             os.fsync(file.fileno())  # the manifest that names it shall not outlive it

@@ -11,6 +11,7 @@ import pytest
 from sparktrain.dataset import Dataset
 from sparktrain.errors import NameUnknown
 from sparktrain.testing import write_tiny_dataset
+from tests.fixtures.arrow import needs_page_checksums
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -91,6 +92,7 @@ def test_unknown_names_are_refused(dataset: Dataset, spark: SparkSession) -> Non
         dataset.to_spark(spark, "train", ["numeric_9"])
 
 
+@needs_page_checksums
 def test_a_flipped_bit_is_never_read_as_data(tmp_path: Path, spark: SparkSession) -> None:
     for layout, said in (("columns", "CRC"), ("blocks", "row group 0 can't be read")):
         dataset = write_tiny_dataset(tmp_path / layout, [[1000]], layout=layout)

@@ -62,6 +62,8 @@ def test_a_vocabulary_is_looked_up_alike_whatever_its_size(
 @pytest.mark.parametrize("kind", ["large_string", "string_view", "dictionary", "null"])
 def test_text_is_text_however_it_is_stored(kind: str) -> None:
     values = pa.array(["b", None, "x"])
+    if kind == "string_view" and not hasattr(pa, "string_view"):
+        pytest.skip("this pyarrow has no string views")
     if kind == "dictionary":
         column, expected = values.dictionary_encode(), [2, 0, 1]
     elif kind == "null":

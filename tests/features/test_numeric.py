@@ -17,6 +17,7 @@ from sparktrain.features import FittedNumeric
 
 NAN, INFINITY = float("nan"), float("inf")
 MISSING = pa.array([None, NAN, INFINITY, -INFINITY, 2.0])
+CASTS_HALVES = hasattr(pa, "string_view")  # both came with pyarrow 16
 finite = st.floats(allow_nan=False, allow_infinity=False)
 maybe = st.none() | finite
 
@@ -95,7 +96,10 @@ def test_log1p_comes_between_clipping_and_scaling() -> None:
         pa.array([2, None], pa.int8()),
         pa.array([2, None], pa.uint64()),
         pa.array([2.0, None], pa.float32()),
-        pa.array([2.0, None], pa.float16()),
+        pytest.param(
+            pa.array([np.float16(2.0), None], pa.float16()),
+            marks=pytest.mark.skipif(not CASTS_HALVES, reason="pyarrow 14 casts no half floats"),
+        ),
         pa.array([Decimal("2.00"), None]),
         pa.array([2, None]).dictionary_encode(),
         pa.array([5, 2, None]).slice(1),

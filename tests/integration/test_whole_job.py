@@ -24,6 +24,7 @@ from torchmetrics.classification import BinaryAUROC
 
 from pipelines.flight_delays.data import KEY
 from sparktrain.preparation.split import row_id
+from tests.fixtures.arrow import to_arrow
 from tests.integration.conftest import Job
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(180)]
@@ -140,7 +141,7 @@ def test_the_registered_model_takes_the_source_s_own_rows(
 def scored(finished: Job, spark: SparkSession) -> pa.Table:
     """The scored rows, with the identity that preparing gave them."""
     rows = spark.read.parquet(finished.result["score"]["output"])
-    return rows.select(row_id(KEY).alias("row_id"), "arr_delay", "probability").toArrow()
+    return to_arrow(rows.select(row_id(KEY).alias("row_id"), "arr_delay", "probability"))
 
 
 def test_scoring_gives_the_probabilities_of_the_evaluation(finished: Job, scored: pa.Table) -> None:

@@ -97,7 +97,7 @@ def test_columns_without_a_spread_or_without_a_value_are_fitted(
 def test_numbers_of_every_type_are_fitted(spark: SparkSession, preparing: Preparing) -> None:
     df = spark.range(40).selectExpr(
         "id",
-        "id + (1L << 60) as large",
+        "id + shiftleft(1L, 60) as large",
         "cast(id as tinyint) as tiny",
         "cast(id / 7 as decimal(20, 9)) as exact",
         "cast(id / 7 as float) as coarse",

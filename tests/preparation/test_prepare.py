@@ -32,6 +32,7 @@ from sparktrain.preparation import Rule
 from sparktrain.preparation import build as module
 from sparktrain.preparation.split import row_id
 from sparktrain.preparation.survey import QUARANTINE
+from tests.fixtures.arrow import needs_page_checksums
 from tests.preparation.conftest import CONFIG, FEATURES, KEY, Preparing
 
 pytestmark = pytest.mark.spark
@@ -83,6 +84,7 @@ def test_every_column_is_required_and_of_its_declared_type(prepared: Dataset) ->
         assert {schema.column(i).max_definition_level for i in range(len(schema))} == {0}
 
 
+@needs_page_checksums
 def test_a_flipped_bit_in_a_page_is_found_by_its_checksum(
     rows: DataFrame, prepared: Dataset, preparing: Preparing
 ) -> None:

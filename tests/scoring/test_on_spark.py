@@ -20,6 +20,7 @@ from pyspark.sql.types import DoubleType
 import sparktrain
 from sparktrain.errors import ModelNotFound, SchemaMismatch
 from sparktrain.scoring import score
+from tests.fixtures.arrow import to_arrow
 from tests.fixtures.tiny_model import RAW
 from tests.scoring.conftest import Registered
 
@@ -84,7 +85,7 @@ def test_it_agrees_with_the_served_model_in_any_partitioning(
 
     files = fetch_model(registered.uri, registered.tracker.uri, tmp_path)
     model = ServedModel.load(files / "artifacts", files / "code")
-    expected = model.score_arrow(frame.orderBy("id").toArrow())
+    expected = model.score_arrow(to_arrow(frame.orderBy("id")))
     # batches of another size add up in another order: a few units in the last place of float32
     np.testing.assert_allclose([found[i] for i in range(5000)], expected, rtol=0, atol=4 * 2**-24)
     frame.unpersist()

@@ -16,7 +16,7 @@ from pydantic import PositiveInt, model_validator
 from sparktrain.errors import TokenizerUnusable, ValuesRefused
 from sparktrain.features.declare import check_tokenizer
 from sparktrain.features.fitted_columns.column import Arrays, FittedColumn, counted
-from sparktrain.features.output import Output, length_name
+from sparktrain.features.output import Output, document_name, length_name
 from sparktrain.features.raw import read_as
 
 Tokenizer = Callable[[str], Sequence[int]]
@@ -24,13 +24,14 @@ _INT32 = np.iinfo(np.int32)
 
 
 class FittedTokens(FittedColumn):
-    """int32 [block_size] and the length before padding, int32: see `declare.Tokens`."""
+    """int32 [block_size], and the length before padding or the documents: see `declare.Tokens`."""
 
     kind: Literal["tokens"] = "tokens"
     input_type: Literal["string", "longs"]
     block_size: PositiveInt
     tokenizer: str | None = None
     pad_id: int = 0
+    pack: bool = False
 
     @model_validator(mode="after")
     def _fits_its_input(self) -> Self:
@@ -41,10 +42,10 @@ class FittedTokens(FittedColumn):
 
     @property
     def outputs(self) -> tuple[Output, ...]:
-        return (
-            Output(name=self.name, dtype="int32", shape=(self.block_size,)),
-            Output(name=length_name(self.name), dtype="int32"),
-        )
+        tokens = Output(name=self.name, dtype="int32", shape=(self.block_size,))
+        if self.pack:
+            return tokens, Output(name=document_name(self.name), dtype="int32", shape=(self.block_size,))
+        return tokens, Output(name=length_name(self.name), dtype="int32")
 
     @cached_property
     def tokenize(self) -> Tokenizer:
@@ -61,6 +62,17 @@ class FittedTokens(FittedColumn):
         return found
 
     def transform(self, column: pa.Array) -> Arrays:
+        ids, lengths = self.token_ids(column, at_most=self.block_size)
+        return self._blocks(ids, lengths)
+
+    def token_ids(
+        self, column: pa.Array, at_most: int | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The token ids of all rows, one row after the other, and how many each row has, shape [rows].
+
+        Args:
+            at_most: ids of a row that a tokenizer's result is cut to; None: all.
+        """
         column = read_as(column, self.input_type)
         there = column.drop_null() if column.null_count else column
         if self.tokenizer is None:
@@ -68,12 +80,12 @@ class FittedTokens(FittedColumn):
         elif self.tokenizer == "bytes":
             ids, lengths = _of_bytes(there)
         else:
-            ids, lengths = self._of_texts(there)
+            ids, lengths = self._of_texts(there, at_most)
         if column.null_count:
             spread = np.zeros(len(column), np.int64)
             spread[column.is_valid().to_numpy(zero_copy_only=False)] = lengths
             lengths = spread
-        return self._blocks(ids, lengths)
+        return ids, lengths
 
     def _of_lists(self, column: pa.Array) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         flat = column.flatten()
@@ -82,8 +94,8 @@ class FittedTokens(FittedColumn):
         lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
         return self._as_ids(flat.to_numpy()), lengths
 
-    def _of_texts(self, column: pa.Array) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        tokens = [np.asarray(self.tokenize(text))[: self.block_size] for text in column.to_pylist()]
+    def _of_texts(self, column: pa.Array, at_most: int | None) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        tokens = [np.asarray(self.tokenize(text))[:at_most] for text in column.to_pylist()]
         lengths = np.array([len(ids) for ids in tokens], np.int64)
         whole = [ids for ids in tokens if len(ids)]
         if wrong := [ids.dtype for ids in whole if ids.dtype.kind not in "iu" or ids.ndim != 1]:
@@ -105,7 +117,10 @@ class FittedTokens(FittedColumn):
             starts = np.cumsum(lengths) - lengths
             ids = ids[np.arange(len(ids)) - np.repeat(starts, lengths) < self.block_size]
         blocks = np.full((len(lengths), self.block_size), self.pad_id, np.int32)
-        blocks[np.arange(self.block_size) < kept[:, None]] = ids
+        is_token = np.arange(self.block_size) < kept[:, None]
+        blocks[is_token] = ids
+        if self.pack:
+            return {self.name: blocks, document_name(self.name): is_token.astype(np.int32) - np.int32(1)}
         return {self.name: blocks, length_name(self.name): kept.astype(np.int32)}
 
 

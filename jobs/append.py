@@ -1,0 +1,12 @@
+"""spark-submit jobs/append.py --config conf/flight_delays.yaml [--json] [section.key=value …]"""
+
+import sys
+from pathlib import Path
+
+# spark-submit only puts this file's folder on the path; pipelines/ lies beside it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sparktrain.cli import append_work, job
+
+if __name__ == "__main__":
+    job(append_work, __doc__)

@@ -1,0 +1,214 @@
+"""append: new rows become a new version of a dataset, with the statistics that its rows were made with."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from sparktrain.config import PrepareConfig
+from sparktrain.dataset import Dataset, open_dataset
+from sparktrain.dataset.card import write_card
+from sparktrain.dataset.drift import ColumnDrift, compare
+from sparktrain.dataset.manifest import EXAMPLES_FILE, FEATURES_FILE, MANIFEST_FILE, Split
+from sparktrain.dataset.statistics import STATISTICS_FILE, CodeCounts, Statistics, TargetStatistics
+from sparktrain.errors import NoRowsLeft, TooManyQuarantined
+from sparktrain.preparation.build import declared_targets, fingerprint, publish, row_bytes
+from sparktrain.preparation.check import check_again
+from sparktrain.preparation.clean import mark_broken_rules, rule_names
+from sparktrain.preparation.describe import statistics_of
+from sparktrain.preparation.fit import check_sizes, wanted_again
+from sparktrain.preparation.rules import RULE_COLUMN, Rule
+from sparktrain.preparation.split import ROW_ID_COLUMN, SPLITS, add_split
+from sparktrain.preparation.staging import leave, staging_directory
+from sparktrain.preparation.survey import QUARANTINE, survey
+from sparktrain.preparation.write import Written, write_parts
+from sparktrain.storage import commit_json
+
+logger = logging.getLogger(__name__)
+
+ALREADY_THERE = "already_there"
+_IS_THERE = "_is_there"
+
+
+def append(
+    dataset: Dataset, df: DataFrame, *, rules: Sequence[Rule] = (), key: Sequence[str] = ()
+) -> Dataset:
+    """Add the rows of `df` to `dataset` as a new version beside it; the old one stays as it is.
+
+    The new version shares the old parts (hard links; copies where the file system has none). Features, split,
+    layout and codec are the old ones. How far the new rows are from those that the features were fitted on
+    stands in the card, as the population stability index of each column.
+
+    Args:
+        dataset: to grow.
+        df: raw rows, with the columns that the dataset was prepared from.
+        rules, key: as they were given to `prepare`. With a key, rows whose key the dataset already holds are
+            quarantined as `already_there`, so that appending the same rows again adds none.
+
+    Returns:
+        The new version, which is the newest of its name from now on.
+
+    Raises:
+        DataError: as `prepare` does; the dataset is as it was then.
+    """
+    dataset.verify()
+    config = PrepareConfig.model_validate(dataset.manifest.prepare)
+    fitted, home = dataset.features, dataset.path.parent
+    targets = declared_targets(fitted)
+    options = {
+        "weight": fitted.weight.column if fitted.weight else None,
+        "classes": {target.name: target.classes for target in fitted.targets if target.classes},
+        "split": config.split,
+    }
+    types = check_again(df, fitted, key, config.split)
+    marked = add_split(mark_broken_rules(df, rules, targets, **options), key, config.split)  # type: ignore[arg-type]
+    if key:
+        marked = _without_known(marked, dataset)
+    wanted = wanted_again(fitted, types)
+    with staging_directory(home) as staging:
+        logger.info("reading, shuffling and counting the new rows")
+        found = survey(
+            marked,
+            df.columns,
+            wanted,
+            staging,
+            num_parts=config.num_parts,
+            seed=config.seed,
+            row_bytes=row_bytes(fitted.features),
+        )
+        names = [*rule_names(df, rules, targets, **options), ALREADY_THERE]  # type: ignore[arg-type]
+        quarantined = {name: found.quarantined[name] for name in names if name in found.quarantined}
+        broken = sum(count for name, count in quarantined.items() if name != ALREADY_THERE)
+        if found.rows_kept == 0 or broken > config.max_quarantined_fraction * found.rows_in:
+            rejected = _reject(staging, home)
+            if found.rows_kept == 0:
+                raise NoRowsLeft(found.rows_in, quarantined, rejected or "the source, which is empty")
+            limit = config.max_quarantined_fraction
+            raise TooManyQuarantined(found.rows_in, quarantined, broken, limit, rejected or "")
+        check_sizes(fitted, found)
+        logger.info("writing %s new rows", f"{found.rows_kept:,}")
+        spark, columns = df.sparkSession, [w.column for w in wanted]
+        written = write_parts(spark, found.spools, columns, fitted, staging, config)
+        new = statistics_of(found, wanted, fitted, written)
+        _share(dataset, staging)
+        _write_description(dataset, staging, new, written, found.rows_in, quarantined)
+        return open_dataset(publish(staging, home))
+
+
+def _without_known(marked: DataFrame, dataset: Dataset) -> DataFrame:
+    """Mark the rows whose id the dataset holds."""
+    paths = [str(dataset.path / part.path) for s in dataset.manifest.splits.values() for part in s.parts]
+    known = marked.sparkSession.read.schema(f"{ROW_ID_COLUMN} bigint").parquet(*paths).distinct()
+    joined = marked.join(known.withColumn(_IS_THERE, F.lit(True)), ROW_ID_COLUMN, "left")
+    is_there = F.col(RULE_COLUMN).isNull() & F.col(_IS_THERE).isNotNull()
+    rule = F.when(is_there, F.lit(ALREADY_THERE)).otherwise(F.col(RULE_COLUMN))
+    return joined.withColumn(RULE_COLUMN, rule).drop(_IS_THERE)
+
+
+def _reject(staging: Path, home: Path) -> str | None:
+    """Keep the quarantine of rows that were refused, to look at."""
+    if not (staging / QUARANTINE).exists():
+        return None
+    rejected = home / f"rejected-{staging.name.removeprefix('.staging-')}"
+    os.rename(staging / QUARANTINE, rejected)
+    return str(rejected)
+
+
+def _share(dataset: Dataset, staging: Path) -> None:
+    """Put the old parts and the old quarantine beside the new ones."""
+    parts = [dataset.path / part.path for s in dataset.manifest.splits.values() for part in s.parts]
+    quarantine = sorted((dataset.path / QUARANTINE).glob("*.parquet"))
+    for source in [*parts, *quarantine]:
+        target = staging / source.relative_to(dataset.path)
+        target.parent.mkdir(exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, target)
+    for name in (FEATURES_FILE, EXAMPLES_FILE):
+        shutil.copyfile(dataset.path / name, staging / name)
+
+
+def _write_description(
+    dataset: Dataset,
+    staging: Path,
+    new: Statistics,
+    written: Mapping[str, Written],
+    rows_in: int,
+    quarantined: Mapping[str, int],
+) -> None:
+    old = dataset.manifest
+    parts = {split: (*old.splits[split].parts, *written[split].parts) for split in SPLITS}
+    splits = {split: Split(rows=sum(p.rows for p in parts[split]), parts=parts[split]) for split in SPLITS}
+    totals = dict(Counter(old.quarantined) + Counter(quarantined))
+    features_json = (dataset.path / FEATURES_FILE).read_bytes()
+    manifest = old.model_copy(
+        update={
+            "fingerprint": fingerprint(old.columns, old.layout, features_json, splits, totals),
+            "splits": splits,
+            "rows_in": old.rows_in + rows_in,
+            "rows_kept": sum(split.rows for split in splits.values()),
+            "quarantined": totals,
+            "appended_to": old.fingerprint,
+        }
+    )
+    reference = Statistics.load(dataset.path)
+    statistics = _merged(reference, new)
+    drift = compare(reference, new, dataset.features)
+    _warn(drift)
+    commit_json(staging / STATISTICS_FILE, statistics.model_dump(mode="json"))
+    write_card(staging, manifest, dataset.features, statistics, drift)
+    leave(staging)
+    commit_json(staging / MANIFEST_FILE, manifest.model_dump(mode="json"))
+
+
+def _warn(drift: Sequence[ColumnDrift]) -> None:
+    if large := [column for column in drift if column.level == "large"]:
+        listed = ", ".join(f"{column.column} (PSI {column.psi:.2f})" for column in large[:10])
+        logger.warning("the new rows are unlike those that the features were fitted on: %s", listed)
+
+
+def _merged(old: Statistics, new: Statistics) -> Statistics:
+    """Codes and targets of all rows. Columns stay those of the fit: later rows are compared with them too."""
+    codes = {
+        split: CodeCounts(
+            rows=old.codes[split].rows + new.codes[split].rows,
+            nulls=dict(Counter(old.codes[split].nulls) + Counter(new.codes[split].nulls)),
+            unknown=dict(Counter(old.codes[split].unknown) + Counter(new.codes[split].unknown)),
+        )
+        for split in SPLITS
+    }
+    before = {(target.name, target.split): target for target in old.targets}
+    after = {(target.name, target.split): target for target in new.targets}
+    rows = {split: (old.codes[split].rows, new.codes[split].rows) for split in SPLITS}
+    targets = tuple(
+        _merged_target(before.get(place), after.get(place), rows[place[1]]) for place in before | after
+    )
+    return Statistics(columns=old.columns, codes=codes, targets=targets)
+
+
+def _merged_target(
+    old: TargetStatistics | None, new: TargetStatistics | None, rows: tuple[int, int]
+) -> TargetStatistics:
+    if old is None or new is None:
+        found = old or new
+        assert found is not None
+        return found
+    if old.mean is None or new.mean is None:
+        values = dict(sorted((Counter(old.values) + Counter(new.values)).items()))
+        return old.model_copy(update={"values": values})
+    total = sum(rows)
+    mean = (old.mean * rows[0] + new.mean * rows[1]) / total
+    squares = sum(
+        ((target.deviation or 0.0) ** 2 + (target.mean or 0.0) ** 2) * count
+        for target, count in zip((old, new), rows, strict=True)
+    )
+    deviation = max(squares / total - mean * mean, 0.0) ** 0.5
+    return old.model_copy(update={"mean": mean, "deviation": deviation})
