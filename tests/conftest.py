@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from sparktrain.testing import local_spark
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+# A busy machine is no failure: what takes too long is pytest-timeout's to say.
+settings.register_profile("sparktrain", deadline=None)
+settings.load_profile("sparktrain")
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,8 @@ class Numeric(_OfColumn):
             would be zero, the value is only centred. "log1p" is log(1 + x), "none" keeps the value.
         clip: lowest and highest value in the column's own units, None for no bound. With "log1p" the lowest
             is 0 when not given.
-        fill: what a null becomes: the training rows' "mean" or "median", a number; "fail" refuses nulls.
+        fill: what a null becomes: the training rows' "mean" or "median" (0 where they have no value), a
+            number; "fail" refuses nulls.
         nan: what a NaN becomes: "null" treats it as a null, a number takes its place, "fail" refuses it.
         infinity: "null" treats it as a null; "clip" makes it the training rows' largest or smallest finite
             value, or clip's bound when given; "fail" refuses it.

@@ -75,7 +75,9 @@ def quantile(counts: Mapping[int, int], q: float, bits: int, smallest: float, la
         if seen > wanted:
             low, high = bucket_borders(key, bits)
             low, high = max(low, smallest), min(high, largest)
-            return low if low == high or np.floor(high) == low else (low + high) / 2
+            if np.floor(high) == low:
+                return low
+            return high if np.ceil(low) == high else low + (high - low) / 2
     raise ValueError("no value was counted")
 
 

@@ -191,8 +191,10 @@ class NumberCounter:
                 return
             given, low, high = values, float(values.min()), float(values.max())
         if (self._low is not None and low < self._low) or (self._high is not None and high > self._high):
-            given = values = np.clip(values, self._low, self._high)
+            values = np.clip(values, self._low, self._high)
+            given = self._as_whole(values) if given.dtype.kind in "iu" else values
             low, high = float(values.min()), float(values.max())
+        low, high = low + 0.0, high + 0.0  # which of two zeros comes first depends on the order of the rows
         found = self._found
         found.smallest, found.largest = _pick(min, found.smallest, low), _pick(max, found.largest, high)
         if not is_training:
@@ -209,6 +211,13 @@ class NumberCounter:
         self._found.train_nans += nans * is_training
         self._found.train_infinities += infinities * is_training
         return values[np.isfinite(values)]
+
+    def _as_whole(self, clipped: NDArray[np.float64]) -> NDArray[Any]:
+        """Integers, if the bounds that they were clipped to are whole numbers as well."""
+        if any(bound is not None and not float(bound).is_integer() for bound in (self._low, self._high)):
+            return clipped
+        with np.errstate(invalid="ignore"):  # what int64 can't hold is too large to be counted one by one
+            return clipped.astype(np.int64)
 
     def _add_training(
         self, given: NDArray[Any], values: NDArray[np.float64], low: float, high: float

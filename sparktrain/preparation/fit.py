@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from sparktrain.errors import TooManyClasses, ValuesRefused, ValueTooLarge
 from sparktrain.features import (
@@ -134,6 +135,7 @@ def fit_features(
     refused = {f.source: what for f in features if (what := ", ".join(_refused(f, found)))}
     if refused:
         raise ValuesRefused(refused)
+    _check_raw_sizes([f.source for f in features if isinstance(f, Numeric)], found)  # or no fit is finite
     fitted = [_fit(feature, found, types[feature.source]) for feature in features]
     result = FittedFeatures(
         features=tuple(fitted),
@@ -158,23 +160,34 @@ def _refused(feature: Feature, found: Survey) -> Iterable[str]:
 
 
 def check_sizes(fitted: FittedFeatures, found: Survey) -> None:
-    """Refuse what would be written as an infinity, which a model can't learn from."""
+    """Refuse what would be written as an infinity, which a model can't learn from.
+
+    Raises:
+        ValueTooLarge: for numbers of any split, and for what a feature would put in their place.
+    """
+    features = [feature for feature in fitted.features if isinstance(feature, FittedNumeric)]
+    _check_raw_sizes([feature.column for feature in features], found)
     too_large: dict[str, float] = {}
-    for feature in fitted.features:
-        if not isinstance(feature, FittedNumeric):
-            continue
-        numbers = found.numbers[feature.column, _PLAIN]
-        low, high = numbers.smallest or 0.0, numbers.largest or 0.0
-        if max(-low, high) > LARGEST:
-            too_large[feature.column] = max(-low, high)
-            continue
-        low = max(low, feature.low) if feature.low is not None else low
-        high = min(high, feature.high) if feature.high is not None else high
-        largest = max(abs(low), abs(high), abs(feature.fill or 0.0))
-        if (largest + abs(feature.offset)) / feature.scale > LARGEST_FLOAT32:
-            too_large[feature.column] = largest
+    for feature in features:
+        instead = (feature.fill, feature.nan, feature.positive_infinity, feature.negative_infinity)
+        given = [*_extremes(feature.column, found), *(x for x in instead if isinstance(x, float))]
+        made = feature.transform(pa.array(given, pa.float64()))[feature.name]
+        if lost := [abs(x) for x, is_sound in zip(given, np.isfinite(made), strict=True) if not is_sound]:
+            too_large[feature.column] = max(lost)
     if too_large:
         raise ValueTooLarge(too_large, LARGEST, LARGEST_FLOAT32)
+
+
+def _check_raw_sizes(columns: Iterable[str], found: Survey) -> None:
+    largest = {column: max(map(abs, _extremes(column, found))) for column in columns}
+    if too_large := {column: value for column, value in largest.items() if value > LARGEST}:
+        raise ValueTooLarge(too_large, LARGEST, LARGEST_FLOAT32)
+
+
+def _extremes(column: str, found: Survey) -> tuple[float, float]:
+    """The smallest and the largest finite value, of all splits."""
+    numbers = found.numbers[column, _PLAIN]
+    return numbers.smallest or 0.0, numbers.largest or 0.0
 
 
 def _fit(feature: Feature, found: Survey, input_type: InputType) -> FittedFeature:

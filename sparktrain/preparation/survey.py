@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark import TaskContext
 from pyspark.sql import Column, DataFrame, SparkSession, Window
@@ -311,15 +313,38 @@ def _untied(tables: Sequence[pa.Table]) -> pa.Table:
     table = tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks()
     places = table[_PLACE].to_numpy()
     tied = np.flatnonzero(places[1:] == places[:-1])
-    if not len(tied) or table.take(tied).equals(table.take(tied + 1)):
-        return table  # no two rows of one place, or equal ones
+    if not len(tied) or _are_the_same(table.take(tied), table.take(tied + 1)):
+        return table  # copies of a row may be many
     concerned = np.union1d(tied, tied + 1)
     rows = table.take(concerned).to_pylist()
     order = np.arange(len(table))
     order[concerned] = concerned[
-        sorted(range(len(rows)), key=lambda i: (rows[i][_PLACE], repr(list(rows[i].values()))))
+        sorted(range(len(rows)), key=lambda i: (rows[i][_PLACE], repr(_exact(list(rows[i].values())))))
     ]
     return table.take(order)
+
+
+def _are_the_same(left: pa.Table, right: pa.Table) -> bool:
+    pairs = zip(left.columns, right.columns, strict=True)
+    return all(_have_the_same_bits(a.combine_chunks(), b.combine_chunks()) for a, b in pairs)
+
+
+def _have_the_same_bits(left: pa.Array, right: pa.Array) -> bool:
+    """Equality that tells zeros by their signs, and finds a NaN equal to itself."""
+    if isinstance(left, pa.ListArray):
+        lengths = pc.list_value_length(left), pc.list_value_length(right)
+        return lengths[0].equals(lengths[1]) and _have_the_same_bits(left.flatten(), right.flatten())
+    if pa.types.is_floating(left.type):
+        whole = pa.int64() if left.type == pa.float64() else pa.int32()
+        left, right = left.view(whole), right.view(whole)
+    return bool(left.equals(right))
+
+
+def _exact(value: object) -> object:
+    """A value whose `repr` shows every bit."""
+    if isinstance(value, list):
+        return [_exact(inner) for inner in value]
+    return struct.pack(">d", value) if isinstance(value, float) else value
 
 
 class _Desk:
@@ -375,7 +400,7 @@ class _Desk:
         self._quarantine.write_table(
             pa.table({"rule": rows[_RULE], "row": rows[_SOURCE]}, schema=_QUARANTINED)
         )
-        for item in pa.compute.value_counts(rows[_RULE]):
+        for item in pc.value_counts(rows[_RULE]):
             self._rules[item["values"].as_py()] += item["counts"].as_py()
 
     def _count(self, rows: pa.Table, is_training: bool) -> None:
