@@ -122,6 +122,16 @@ class ValuesRefused(DataError):
         )
 
 
+class TooManyClasses(DataError):
+    """A multiclass target with more values than any model has outputs."""
+
+    def __init__(self, target: str, classes: int, limit: int) -> None:
+        super().__init__(
+            f"The target `{target}` has {classes:,} classes, a multiclass target may have {limit:,}. Merge "
+            "the rare ones in the source, or quarantine their rows by a rule."
+        )
+
+
 class NotOneTarget(DataError):
     """Code for one target met features with several, or with none."""
 
@@ -179,16 +189,6 @@ class ColumnsReordered(DataError):
         super().__init__(
             f"{file} has the columns in the order {', '.join(given)}; the schema says {', '.join(expected)}. "
             "Reorder one of them."
-        )
-
-
-class SourceChanged(DataError):
-    """Two looks at the source saw other rows."""
-
-    def __init__(self, split: str, counted: int, written: int) -> None:
-        super().__init__(
-            f"The source changed while it was read: {counted:,} {split} rows were counted, "
-            f"{written:,} written. Prepare from files that stay as they are, without rand() or limit()."
         )
 
 

@@ -56,7 +56,7 @@ class CodeCounts(Record):
 
     Attributes:
         rows: of the split.
-        nulls: rows whose value was null (or treated as one), by feature.
+        nulls: rows whose value was null, by feature. NaN and infinities are counted by column, see above.
         unknown: rows whose value the vocabulary lacks, by categorical feature.
     """
 

@@ -8,9 +8,10 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyspark
 from pyspark.sql import DataFrame
@@ -32,11 +33,13 @@ from sparktrain.features import (
     FittedImage,
     FittedVector,
     Image,
+    InputType,
     Target,
     Vector,
+    output_names,
     read_as,
 )
-from sparktrain.preparation.check import check_again, check_columns
+from sparktrain.preparation.check import check_again, check_block_names, check_columns
 from sparktrain.preparation.clean import mark_broken_rules, rule_names
 from sparktrain.preparation.describe import statistics_of
 from sparktrain.preparation.fit import check_sizes, fit_features, wanted_again, wanted_columns
@@ -44,7 +47,7 @@ from sparktrain.preparation.rules import Rule
 from sparktrain.preparation.split import SPLITS, add_split
 from sparktrain.preparation.staging import leave, staging_directory
 from sparktrain.preparation.survey import QUARANTINE, Survey, Wanted, survey
-from sparktrain.preparation.write import Written, column_specs, write_parts
+from sparktrain.preparation.write import Written, column_specs, keep_only, write_parts
 from sparktrain.storage import commit_bytes, commit_json, writable_directory
 
 logger = logging.getLogger(__name__)
@@ -80,10 +83,9 @@ def prepare(
         rules: rows that break one go to the dataset's `quarantine/`, with the rule's name.
         key: columns that identify a row and decide its split; empty: all columns.
         weight: column of the rows' weights (0 or more); they are divided by their mean over the training
-        rows.
+            rows.
         fitted: earlier statistics to apply, such as `open_dataset(…).features`, in place of features, target
-        and
-            weight: nothing is fitted then.
+            and weight: nothing is fitted then.
 
     Returns:
         The dataset at `<root>/datasets/<name>/<fingerprint>`; one with the same content is reused.
@@ -101,7 +103,10 @@ def prepare(
         types = check_again(df, fitted, key, config.split)
     else:
         types = check_columns(df, features, targets, key, weight=weight, split=config.split)
+    names = [o.name for o in fitted.outputs] if fitted else [n for f in features for n in output_names(f)]
+    check_block_names([*names, *(t.name for t in targets), *([weight] if weight else [])], config.layout)
     home = writable_directory(Path(root) / "datasets" / name)
+    rules = [*rules, *size_rules(fitted.features if fitted else features, types)]
     classes = {t.name: t.classes for t in fitted.targets if t.classes} if fitted else {}
     marked = mark_broken_rules(df, rules, targets, weight=weight, classes=classes, split=config.split)
     marked = add_split(marked, key, config.split)
@@ -122,6 +127,7 @@ def prepare(
             for rule in rule_names(df, rules, targets, weight=weight, classes=classes, split=config.split)
             if rule in found.quarantined
         }
+        keep_only(staging / QUARANTINE, found.quarantine_files)
         _check_counts(found, quarantined, config, staging, home)
         logger.info("fitting %d features and writing %s rows", len(features), f"{found.rows_kept:,}")
         if fitted is not None:
@@ -141,6 +147,23 @@ def prepare(
 def declared_targets(fitted: FittedFeatures) -> tuple[Target, ...]:
     """The declarations that fitted targets came from."""
     return tuple(Target(name=t.name, column=t.column, kind=t.kind) for t in fitted.targets)
+
+
+def size_rules(features: Iterable[Feature | FittedFeature], types: Mapping[str, InputType]) -> list[Rule]:
+    """Rules that quarantine rows whose array, or bytes, are not of a vector's size; a null passes."""
+    rules: dict[str, Rule] = {}
+    for feature in features:
+        if not isinstance(feature, (Vector, FittedVector)):
+            continue
+        column = feature.column or feature.name
+        quoted = f"`{column.replace('`', '``')}`"
+        size = math.prod(feature.shape)
+        if types[column] == "binary":
+            keep = f"{quoted} IS NULL OR octet_length({quoted}) = {size * np.dtype(feature.dtype).itemsize}"
+        else:
+            keep = f"{quoted} IS NULL OR size({quoted}) = {size}"
+        rules[keep] = Rule(f"{column}_wrong_size", keep)
+    return list(rules.values())
 
 
 def row_bytes(features: Sequence[Feature | FittedFeature]) -> int:

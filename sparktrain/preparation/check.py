@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import get_args
 
 from pyspark.sql import DataFrame
 from pyspark.sql.types import (
@@ -20,6 +21,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
+from sparktrain.dataset.layout import Dtype, Layout
 from sparktrain.dataset.manifest import WEIGHT_COLUMN
 from sparktrain.errors import FeaturesInvalid, SchemaMismatch
 from sparktrain.features import Feature, FittedFeatures, InputType, Target, Tokens, output_names
@@ -96,6 +98,17 @@ def _clashes(features: Sequence[Feature], targets: Sequence[Target], weight: str
             yield f"`{feature.name}` is made of the target `{target}`: a model would only repeat it"
     if weight is not None and weight.lower() in of_targets:
         yield f"the weight `{weight}` is the target's column: weigh rows by another one"
+
+
+def check_block_names(names: Iterable[str], layout: Layout) -> None:
+    """Refuse columns of a dataset that are called as the blocks that others are packed into.
+
+    Raises:
+        FeaturesInvalid: with every such name.
+    """
+    taken = {f"block_{dtype}" for dtype in get_args(Dtype)} if layout == "blocks" else set()
+    if clashing := [name for name in names if name.lower() in taken]:
+        raise FeaturesInvalid([f"names that the layout `blocks` uses itself: {_quoted(clashing)}"])
 
 
 def _wrong_target(target: Target, given: DataType) -> str | None:
@@ -208,6 +221,8 @@ def check_again(
         for name, kind in found.items()
         if kind != needed[name] and (kind, needed[name]) not in _READABLE
     }
+    if split.column in types and (expected := _wrong_split(split, types[split.column])):
+        retyped[split.column] = (types[split.column].simpleString(), expected)
     if missing or retyped:
         way_out = f"the source has {', '.join(df.columns)}"
         raise SchemaMismatch("the source", missing=missing, retyped=retyped, way_out=way_out)

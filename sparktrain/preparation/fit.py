@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from sparktrain.errors import ValuesRefused, ValueTooLarge
+from sparktrain.errors import TooManyClasses, ValuesRefused, ValueTooLarge
 from sparktrain.features import (
     Boolean,
     Categorical,
@@ -41,6 +41,7 @@ from sparktrain.preparation.survey import Survey, View, Wanted
 LARGEST = 1e150  # the variance of larger values leaves float64
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 _PLAIN = View(None, None, CARD_BITS)
+MAX_CLASSES = 100_000
 _NUM_SHOWN = 1000  # values of a column whose vocabulary is no longer to be made
 
 
@@ -69,9 +70,6 @@ def wanted_columns(
     if weight is not None:
         _want(wanted, types, weight, view=_PLAIN)
     return list(wanted.values())
-
-
-MAX_CLASSES = 100_000
 
 
 def wanted_again(fitted: FittedFeatures, types: Mapping[str, InputType]) -> list[Wanted]:
@@ -259,6 +257,8 @@ def _fit_numeric(feature: Numeric, numbers: Numbers, named: Mapping[str, str]) -
 def _fit_target(target: Target, found: Survey, input_type: InputType) -> FittedTarget:
     classes: tuple[str, ...] = ()
     if target.kind == "multiclass":
+        if (distinct := found.values[target.source].distinct) > MAX_CLASSES:
+            raise TooManyClasses(target.name, distinct, MAX_CLASSES)
         values = [value for value, _ in found.values[target.source].counts]
         # by value, so that a class keeps its number when the counts change
         classes = tuple(

@@ -19,7 +19,7 @@ from sparktrain.dataset.drift import ColumnDrift, compare
 from sparktrain.dataset.manifest import EXAMPLES_FILE, FEATURES_FILE, MANIFEST_FILE, Split
 from sparktrain.dataset.statistics import STATISTICS_FILE, CodeCounts, Statistics, TargetStatistics
 from sparktrain.errors import NoRowsLeft, TooManyQuarantined
-from sparktrain.preparation.build import declared_targets, fingerprint, publish, row_bytes
+from sparktrain.preparation.build import declared_targets, fingerprint, publish, row_bytes, size_rules
 from sparktrain.preparation.check import check_again
 from sparktrain.preparation.clean import mark_broken_rules, rule_names
 from sparktrain.preparation.describe import statistics_of
@@ -28,7 +28,7 @@ from sparktrain.preparation.rules import RULE_COLUMN, Rule
 from sparktrain.preparation.split import ROW_ID_COLUMN, SPLITS, add_split
 from sparktrain.preparation.staging import leave, staging_directory
 from sparktrain.preparation.survey import QUARANTINE, survey
-from sparktrain.preparation.write import Written, write_parts
+from sparktrain.preparation.write import Written, keep_only, write_parts
 from sparktrain.storage import commit_json
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ def append(
         "split": config.split,
     }
     types = check_again(df, fitted, key, config.split)
+    rules = [*rules, *size_rules(fitted.features, types)]
     marked = add_split(mark_broken_rules(df, rules, targets, **options), key, config.split)  # type: ignore[arg-type]
     if key:
         marked = _without_known(marked, dataset)
@@ -83,6 +84,7 @@ def append(
             seed=config.seed,
             row_bytes=row_bytes(fitted.features),
         )
+        keep_only(staging / QUARANTINE, found.quarantine_files)
         names = [*rule_names(df, rules, targets, **options), ALREADY_THERE]  # type: ignore[arg-type]
         quarantined = {name: found.quarantined[name] for name in names if name in found.quarantined}
         broken = sum(count for name, count in quarantined.items() if name != ALREADY_THERE)

@@ -54,6 +54,9 @@ def _is_abandoned(left: Path) -> bool:
         owner = json.loads((left / _OWNER_FILE).read_bytes())
         if owner["host"] == socket.gethostname():
             return not Path(f"/proc/{int(owner['pid'])}").exists() if Path("/proc").exists() else False
-        return time.time() - left.stat().st_mtime > _ABANDONED_SECONDS
     except (OSError, ValueError, KeyError, TypeError):
-        return False  # just made, or just gone
+        pass  # just made or about to be published; or stopped there, which only its age tells
+    try:
+        return time.time() - left.stat().st_mtime > _ABANDONED_SECONDS
+    except OSError:
+        return False  # just gone

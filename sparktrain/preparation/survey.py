@@ -114,6 +114,7 @@ class Survey:
         values: by raw column.
         nulls, train_nulls: by raw column, in all splits and in the train split.
         spools: in the order of the Spark partitions.
+        quarantine_files: names of the files with quarantined rows.
     """
 
     rows_in: int
@@ -124,6 +125,7 @@ class Survey:
     nulls: dict[str, int]
     train_nulls: dict[str, int]
     spools: tuple[Spool, ...]
+    quarantine_files: tuple[str, ...] = ()
 
     @property
     def rows_kept(self) -> int:
@@ -257,6 +259,7 @@ def _assemble(found: Sequence[Mapping[str, object]], wanted: Sequence[Wanted]) -
         nulls={w.column: nulls.get(str(number), 0) for number, w in enumerate(wanted)},
         train_nulls={w.column: train_nulls.get(str(number), 0) for number, w in enumerate(wanted)},
         spools=tuple(Spool(path, tuple(rows), tuple(batches)) for _, path, rows, batches in sorted(spools)),
+        quarantine_files=tuple(sorted(counts("quarantine"))),
     )
 
 
@@ -291,10 +294,17 @@ def _in_one_order(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         if not batch.num_rows:
             continue
         table = pa.Table.from_batches([batch])
-        if held and held[-1][_PLACE][-1] != table[_PLACE][0]:
+        if held and held[-1][_PLACE][-1] == table[_PLACE][0]:
+            # Only the rows of the last place wait for more: with many equal rows every batch may end in some.
+            places = held[-1][_PLACE].to_numpy()
+            if first := int(np.searchsorted(places, places[-1])):
+                yield _untied([*held[:-1], held[-1].slice(0, first)])
+                held = [held[-1].slice(first)]
+            held.append(table)
+            continue
+        if held:
             yield _untied(held)
-            held = []
-        held.append(table)
+        held = [table]
     if held:
         yield _untied(held)
 
@@ -435,6 +445,8 @@ class _Desk:
         if self._writer is not None:
             spool = [self._partition, str(self._spool), self._rows, self._batch_rows]
             rows.append(("spool", str(self._partition), 0, json.dumps(spool)))
+        if self._quarantine is not None:
+            rows.append(("quarantine", self._rejected.name, 0, None))
         if rows:
             yield pa.RecordBatch.from_pylist(
                 [dict(zip(_COUNTS.names, row, strict=True)) for row in rows], schema=_COUNTS

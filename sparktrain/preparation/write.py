@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from sparktrain.config import PrepareConfig
 from sparktrain.dataset.layout import ColumnSpec, Layout, pack, stored_schema
 from sparktrain.dataset.manifest import Part
 from sparktrain.dataset.read import WRITE_CHECKSUMS
+from sparktrain.errors import DataError, ValuesRefused
 from sparktrain.features import UNKNOWN_CODE, FittedCategorical, FittedFeatures
 from sparktrain.preparation.packing import Packer
 from sparktrain.preparation.split import ROW_ID_COLUMN, SPLITS
@@ -114,10 +115,37 @@ def write_parts(
     )
     numbers = spark.range(0, config.num_parts, 1, config.num_parts)
     found: dict[str, Written] = {split: Written() for split in SPLITS}
-    rows = numbers.mapInArrow(writer, _SCHEMA).collect()
-    for row in sorted(rows, key=lambda row: int(row["part"])):
-        _add(found[row["split"]], json.loads(row["content"]))
+    rows = sorted(numbers.mapInArrow(writer, _SCHEMA).collect(), key=lambda row: int(row["part"]))
+    contents = [(row["split"], json.loads(row["content"])) for row in rows]
+    _raise_refused([content for _, content in contents if "part" not in content])
+    for split, content in contents:
+        _add(found[split], content)
+    for split, content in found.items():
+        keep_only(directory / split, [Path(part.path).name for part in content.parts])
     return found
+
+
+def _raise_refused(contents: Sequence[Mapping[str, Any]]) -> None:
+    """Raise what the parts' writers met, in the words of the first part for each column."""
+    if failed := [content["failed"] for content in contents if "failed" in content]:
+        raise DataError(failed[0])
+    refused: dict[str, list[str]] = {}
+    for content in contents:
+        for column, what in content["refused"].items():
+            refused.setdefault(column, []).append(what)
+    if refused:
+        more = {
+            n: f" in one part, more in {len(w) - 1:,} others" if len(w) > 1 else ""
+            for n, w in refused.items()
+        }
+        raise ValuesRefused({name: whats[0] + more[name] for name, whats in refused.items()})
+
+
+def keep_only(directory: Path, names: Collection[str]) -> None:
+    """Delete the files that tries of Spark tasks left which failed or came second."""
+    for file in directory.iterdir() if directory.is_dir() else ():
+        if file.name not in names:
+            file.unlink(missing_ok=True)
 
 
 def _shares(spools: Sequence[Spool], number: int, size: int) -> dict[str, list[Stretch]]:
@@ -163,9 +191,23 @@ def write_share(
         for number in batch.column(0).to_pylist():
             for split, stretches in shares[number].items():
                 writer = _PartWriter(Path(directory), split, number, features, config)
-                for rows in _chunks(stretches, raw_columns, writer.chunk_rows):
-                    writer.write(rows)
-                yield pa.RecordBatch.from_pylist([writer.close()], schema=_ARROW_SCHEMA)
+                content = _write_part(writer, stretches, raw_columns)
+                row = {"split": split, "part": number, "content": json.dumps(content)}
+                yield pa.RecordBatch.from_pylist([row], schema=_ARROW_SCHEMA)
+
+
+def _write_part(
+    writer: _PartWriter, stretches: Sequence[Stretch], raw_columns: Sequence[str]
+) -> Mapping[str, Any]:
+    """Write one part; what the features refuse is an answer, for a retry of the task would meet it again."""
+    try:
+        for rows in _chunks(stretches, raw_columns, writer.chunk_rows):
+            writer.write(rows)
+    except ValuesRefused as error:
+        return {"refused": error.columns}
+    except DataError as error:
+        return {"failed": str(error)}
+    return writer.close()
 
 
 def _chunks(stretches: Sequence[Stretch], raw_columns: Sequence[str], size: int) -> Iterator[pa.Table]:
@@ -203,7 +245,7 @@ class _PartWriter:
     def __init__(
         self, directory: Path, split: str, number: int, features: FittedFeatures, config: PrepareConfig
     ) -> None:
-        self._split, self._number, self._features = split, number, features
+        self._features = features
         self._specs, self._layout = column_specs(features), config.layout
         self._row_group_rows = config.rows_per_row_group
         # The token keeps two tries of a Spark task from writing one file.
@@ -292,7 +334,7 @@ class _PartWriter:
             "classes": found.classes,
             "sums": found.sums,
         }
-        return {"split": self._split, "part": self._number, "content": json.dumps({"part": part, **counted})}
+        return {"part": part, **counted}
 
 
 def _encodings(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
@@ -60,14 +61,15 @@ def preparing(tmp_path: Path) -> Preparing:
     def run(
         df: DataFrame,
         features: Sequence[Feature] = FEATURES,
-        target: Target = TARGET,
+        target: Target | Sequence[Target] = TARGET,
         config: PrepareConfig = CONFIG,
         *,
         root: Path = tmp_path,
         rules: Sequence[Rule] = RULES,
         key: Sequence[str] = KEY,
+        **more: Any,
     ) -> Dataset:
-        return prepare(df, features, target, config, name="shop", root=root, rules=rules, key=key)
+        return prepare(df, features, target, config, name="shop", root=root, rules=rules, key=key, **more)
 
     return run
 

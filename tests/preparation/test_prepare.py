@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from sparktrain.config import PrepareConfig, SplitConfig
 from sparktrain.dataset import Dataset, open_dataset
@@ -21,13 +24,14 @@ from sparktrain.errors import (
     DatasetInvalid,
     FeaturesInvalid,
     SchemaMismatch,
-    SourceChanged,
     SplitEmpty,
     StorageUnwritable,
 )
 from sparktrain.features import Categorical, Feature, Numeric, Target
+from sparktrain.preparation import Rule
 from sparktrain.preparation import build as module
 from sparktrain.preparation.split import row_id
+from sparktrain.preparation.survey import QUARANTINE
 from tests.fixtures.arrow import needs_page_checksums
 from tests.preparation.conftest import CONFIG, FEATURES, KEY, Preparing
 
@@ -43,7 +47,8 @@ def test_a_dataset_lies_under_its_name_and_fingerprint(prepared: Dataset) -> Non
     assert prepared.path.parent.name == "shop" == prepared.manifest.name
     assert open_dataset(prepared.path.parent) == prepared
     assert sorted(p.name for p in prepared.path.iterdir()) == [
-        "examples.parquet", "features.json", "manifest.json", "quarantine", "test", "train", "validation",
+        "card.html", "card.json", "examples.parquet", "features.json", "manifest.json", "quarantine",
+        "statistics.json", "test", "train", "validation",
     ]  # fmt: skip
     on_disk = {p for split in prepared.manifest.splits for p in (prepared.path / split).iterdir()}
     assert on_disk == {path for path, _ in parts(prepared)}
@@ -141,14 +146,15 @@ def test_examples_are_raw_rows_that_the_features_can_read(rows: DataFrame, prepa
     assert set(prepared.features.transform(examples)) == {f.name for f in FEATURES}
 
 
-def test_examples_may_hold_numbers_that_json_has_not(spark: SparkSession, preparing: Preparing) -> None:
+def test_examples_hold_numbers_as_they_came(spark: SparkSession, preparing: Preparing) -> None:
     df = spark.range(40).selectExpr(
         "id", "cast(if(id % 2 = 0, 'NaN', '-Infinity') as double) as x", "id % 2 as bought"
     )
     dataset = preparing(
         df, [Numeric("x")], config=PrepareConfig(split=SplitConfig(validation=0, test=0)), rules=()
     )
-    assert dataset.examples()["x"].to_pylist() == [None] * module.NUM_EXAMPLES
+    examples = dataset.examples()["x"].to_pylist()
+    assert len(examples) == module.NUM_EXAMPLES and {str(value) for value in examples} <= {"nan", "-inf"}
 
 
 def test_without_a_key_the_whole_row_is_one(spark: SparkSession, preparing: Preparing) -> None:
@@ -206,7 +212,8 @@ def fail(error: BaseException) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    "place", ["_write_quarantine", "write_parts", "_examples", "_write_manifest", "_publish"]
+    "place",
+    ["survey", "fit_features", "write_parts", "_write_examples", "write_card", "_write_manifest", "publish"],
 )
 def test_a_failure_at_any_point_leaves_what_was_there_before(
     rows: DataFrame, own: Dataset, preparing: Preparing, place: str, monkeypatch: pytest.MonkeyPatch
@@ -220,46 +227,94 @@ def test_a_failure_at_any_point_leaves_what_was_there_before(
     assert open_dataset(home) == own
 
 
+@pytest.mark.parametrize("place", ["survey", "write_parts"])
 def test_a_failure_in_a_worker_leaves_nothing(
-    rows: DataFrame, tmp_path: Path, preparing: Preparing, monkeypatch: pytest.MonkeyPatch
+    rows: DataFrame, tmp_path: Path, preparing: Preparing, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    write_parts = module.write_parts
+    home = tmp_path / "datasets" / "shop"
+    original = getattr(module, place)
 
-    def onto_a_file(kept: DataFrame, features: Any, directory: Path, config: PrepareConfig) -> Any:
-        (directory / "train").write_text("in the way")
-        return write_parts(kept, features, directory, config)
+    def onto_a_file(*args: Any, **options: Any) -> Any:
+        (staging,) = home.iterdir()
+        (staging / {"survey": "spool", "write_parts": "train"}[place]).write_text("in the way")
+        return original(*args, **options)
 
-    monkeypatch.setattr(module, "write_parts", onto_a_file)
+    monkeypatch.setattr(module, place, onto_a_file)
     with pytest.raises(PySparkException, match="FileExistsError"):
         preparing(rows)
-    assert list((tmp_path / "datasets" / "shop").iterdir()) == []
+    assert list(home.iterdir()) == []
 
 
-def test_what_a_killed_prepare_left_is_no_dataset_and_in_nobody_s_way(
-    rows: DataFrame, tmp_path: Path, preparing: Preparing, monkeypatch: pytest.MonkeyPatch
+def test_files_of_failed_tries_are_not_part_of_the_dataset(
+    rows: DataFrame, prepared: Dataset, tmp_path: Path, preparing: Preparing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        # SIGKILL: nothing is tidied up.
-        patch.setattr(module, "_publish", fail(SystemExit(137)))
-        patch.setattr(module.shutil, "rmtree", lambda *args, **options: None)
-        with pytest.raises(SystemExit):
-            preparing(rows)
     home = tmp_path / "datasets" / "shop"
-    (left,) = home.iterdir()
-    assert left.name.startswith(".staging-")
-    with pytest.raises(DatasetInvalid, match="never committed"):
-        open_dataset(home)
-    assert open_dataset(preparing(rows).path.parent).num_rows("train")
+    litter = {"survey": QUARANTINE, "write_parts": "validation"}
+
+    def littering(original: Callable[..., Any], folder: str) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            (staging,) = home.iterdir()
+            (staging / folder).mkdir()
+            (staging / folder / "part-00000-dead0000.parquet").write_bytes(b"PAR1 of a try that was stopped")
+            return original(*args, **options)
+
+        return run
+
+    for place, folder in litter.items():
+        monkeypatch.setattr(module, place, littering(getattr(module, place), folder))
+    dataset = preparing(rows)
+    assert dataset.fingerprint == prepared.fingerprint
+    assert not list(dataset.path.rglob("*dead0000*"))
+    quarantined = rows.sparkSession.read.parquet(str(dataset.path / QUARANTINE))
+    assert quarantined.count() == sum(dataset.manifest.quarantined.values()) > 0
 
 
-def test_a_source_that_changes_between_two_looks_is_refused(
-    rows: DataFrame, tmp_path: Path, preparing: Preparing, monkeypatch: pytest.MonkeyPatch
+def draw(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield pa.record_batch({"id": batch["id"], "x": np.random.default_rng().random(batch.num_rows)})
+
+
+@pytest.mark.parametrize("limited", [False, True], ids=["rand", "limit"])
+def test_a_source_that_is_another_at_every_look_gives_a_consistent_dataset(
+    spark: SparkSession, preparing: Preparing, limited: bool
 ) -> None:
-    write_parts = module.write_parts
-    monkeypatch.setattr(module, "write_parts", lambda kept, *more: write_parts(kept.where("id < 350"), *more))
-    with pytest.raises(SourceChanged, match=r"rows were counted, \d+ written. Prepare from files that stay"):
-        preparing(rows)
-    assert list((tmp_path / "datasets" / "shop").iterdir()) == []
+    # Spark's own rand() draws its seed once for a DataFrame; after a shuffle its rows still change.
+    df = spark.range(0, 2000, 1, 4).mapInArrow(draw, "id long, x double").selectExpr("*", "x > 0.5 as bought")
+    if limited:
+        df = df.limit(1000)
+    assert df.agg({"x": "sum"}).first() != df.agg({"x": "sum"}).first(), "two looks do see other rows"
+    dataset = preparing(
+        df, [Numeric("x"), Numeric("raw", column="x", normalize="none")], rules=[Rule("low", "x < 0.8")]
+    )
+    manifest = dataset.manifest
+    quarantined = spark.read.parquet(str(dataset.path / QUARANTINE)).select(
+        F.get_json_object("row", "$.x").cast("double").alias("x")
+    )
+    assert manifest.rows_in == (1000 if limited else 2000)
+    assert manifest.quarantined == {"low": quarantined.where("x >= 0.8").count()}
+    assert manifest.rows_in == manifest.rows_kept + quarantined.count()
+    tables = {split: dataset.to_arrow(split).to_pandas() for split in manifest.splits}
+    assert sum(len(table) for table in tables.values()) == manifest.rows_kept
+    for table in tables.values():
+        assert (table["bought"] == (table["raw"] > 0.5)).all() and (table["raw"] < 0.8).all()
+    (x, _) = dataset.features.features
+    raw = tables["train"]["raw"].astype("float64")
+    assert (x.offset, x.scale) == pytest.approx((raw.mean(), raw.std(ddof=0)), rel=1e-5)
+    dataset.verify()
+
+
+def test_a_dataset_holds_what_its_features_make_of_the_raw_rows(rows: DataFrame, prepared: Dataset) -> None:
+    raw = {r["row_id"]: r.asDict() for r in rows.select("*", row_id(KEY).alias("row_id")).collect()}
+    assert len(raw) == rows.count()
+    schema = pa.schema([("amount", pa.float64()), ("size", pa.int32()), ("colour", pa.string())])
+    for split in ("train", "validation", "test"):
+        table = prepared.to_arrow(split)
+        source = [raw[number] for number in table["row_id"].to_pylist()]
+        expected = prepared.features.transform(pa.Table.from_pylist(source, schema))
+        assert {name: table[name].to_numpy().tobytes() for name in expected} == {
+            name: values.tobytes() for name, values in expected.items()
+        }
+        assert table["bought"].to_pylist() == [r["bought"] for r in source]
 
 
 @pytest.mark.parametrize("root", ["file", "file/below", "/proc/sparktrain"])
@@ -311,7 +366,7 @@ def test_missing_and_retyped_columns_are_listed_all_at_once(
         ([Numeric("bought")], "declared twice: `bought`"),
         ([Numeric("again", column="bought")], "`again` is made of the target `bought`"),
         ([Numeric("row_id", column="size")], "names that sparktrain uses itself: `row_id`"),
-        ([Numeric("_order", column="size")], "names that sparktrain uses itself: `_order`"),
+        ([Numeric("_split", column="size")], "names that sparktrain uses itself: `_split`"),
         ([Numeric("row_weight", column="size")], "names that sparktrain uses itself: `row_weight`"),
     ],
 )
