@@ -259,7 +259,7 @@ def test_small_integers_and_booleans_are_texts_as_the_vocabulary_has_them() -> N
 def test_memory_stays_bounded_and_frequent_values_stay_in() -> None:
     counter = ValueCounter(max_distinct=1000)
     held = out = 0
-    for batch in range(50):
+    for _ in range(50):
         repeated = pa.array([str(number % 900) for number in range(5000)])
         counter.add(repeated)
         assert counter.overflow() is None, "900 values never fill it"

@@ -1,4 +1,4 @@
-"""The look at the source, without Spark: rows in one order, spooled as they are, counted in any partitioning."""
+"""The look at the source, without Spark: rows in one order, spooled, counted in any partitioning."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import struct
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,7 @@ def test_rows_of_one_place_come_out_in_one_order(drawn: list[Row], shuffler: ran
     places = [r[-1] for r in content(found)]
     assert places == sorted(places)
     ends = [(table["_place"][0].as_py(), table["_place"][-1].as_py()) for table in found]
-    assert all(left[1] < right[0] for left, right in zip(ends, ends[1:], strict=False)), (
-        "no tie across tables"
-    )
+    assert all(left[1] < right[0] for left, right in pairwise(ends)), "no tie across tables"
 
 
 def test_a_tie_across_many_batches_is_one_table() -> None:
