@@ -8,7 +8,7 @@ import pytest
 
 from tests.fixtures.command import Workplace
 
-COMMANDS = ("prepare", "train", "score", "run", "doctor", "check")
+COMMANDS = ("prepare", "append", "train", "score", "run", "doctor", "check")
 
 
 def help_of(workplace: Workplace, *command: str) -> str:
@@ -29,6 +29,7 @@ def test_help_shows_the_way_and_every_command(workplace: Workplace) -> None:
     ("command", "words"),
     [
         ("prepare", ["quarantine/", "fingerprint", "prepare.source.fraction=0.03"]),
+        ("append", ["new version", "KEY", "prepare.source.directory=/data/2014-01"]),
         ("train", ["resume=true", "checkpoint", "train.ranks=4"]),
         ("score", ["probability", "score.model=models:/flight_delays/1", "score.output"]),
         ("run", ["prepare, train, register, score", "storage.root=/tmp/try"]),
