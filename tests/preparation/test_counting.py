@@ -215,12 +215,12 @@ def test_a_tally_counts(batches: list[list[int]]) -> None:
     assert tally.items() == Counter(value for batch in batches for value in batch)
 
 
-@given(st.lists(st.lists(whole.filter(lambda number: number is not None), max_size=5), max_size=8))
+@given(st.lists(st.lists(st.integers(-50, 50) | st.integers(-(2**61), 2**61), max_size=5), max_size=8))
 def test_a_tally_of_far_numbers_counts_too(batches: list[list[int]]) -> None:
     tally = Tally()
     for batch in batches:
-        tally.add(np.array([number >> 1 for number in batch], np.int64))  # a span is below 2**63
-    assert tally.items() == Counter(number >> 1 for batch in batches for number in batch)
+        tally.add(np.array(batch, np.int64))
+    assert tally.items() == Counter(number for batch in batches for number in batch)
 
 
 def test_zeros_and_numbers_of_all_sizes_need_little_memory() -> None:
