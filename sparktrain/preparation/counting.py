@@ -23,19 +23,25 @@ from sparktrain.preparation.exact_sum import Bins, exact_moments, merge_bins, to
 
 MAX_COUNTED_RANGE = 1 << 14  # whole numbers of a smaller range are counted one by one
 _LARGEST_WHOLE = 1 << 53
+_MAX_TALLY_RANGE = 1 << 16  # half a megabyte
 
 
 class Tally:
-    """Counts by whole number, in an array over the range that was seen."""
+    """Counts by whole number, in an array over the range that was seen as long as that is not large."""
 
     def __init__(self) -> None:
         self._first = 0
         self._counts = np.zeros(0, np.int64)
+        self._far: dict[int, int] = {}
 
     def add(self, keys: NDArray[np.int64]) -> None:
         if not len(keys):
             return
         low, high = int(keys.min()), int(keys.max())
+        if self.span(low, high) > _MAX_TALLY_RANGE:
+            distinct, counts = np.unique(keys, return_counts=True)
+            self._far = merge_bins(self._far, dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
+            return
         self._reach(low, high)
         self._counts[low - self._first : high + 1 - self._first] += np.bincount(keys - low)
 
@@ -56,7 +62,8 @@ class Tally:
 
     def items(self) -> dict[int, int]:
         found = np.flatnonzero(self._counts)
-        return dict(zip((found + self._first).tolist(), self._counts[found].tolist(), strict=True))
+        near = dict(zip((found + self._first).tolist(), self._counts[found].tolist(), strict=True))
+        return merge_bins(self._far, near) if self._far else near
 
 
 @dataclass
@@ -175,7 +182,7 @@ class NumberCounter:
         self._bits, self._low, self._high = bits, low, high
         self._found = Numbers()
         self._whole: Tally | None = Tally()
-        self._positive, self._negative = Tally(), Tally()
+        self._positive, self._negative, self._num_zeros = Tally(), Tally(), 0
 
     def add(self, column: pa.Array, is_training: bool) -> None:
         """Count an array of integers or of float64."""
@@ -232,11 +239,14 @@ class NumberCounter:
         sums, squares = exact_moments(values)
         self._found.sum = merge_bins(self._found.sum, sums)
         self._found.square_sum = merge_bins(self._found.square_sum, squares)
-        if low >= 0:
-            self._positive.add(bucket_of(values, self._bits))
-        else:  # apart, because an array over both would span all the exponents in between
-            self._positive.add(bucket_of(values[values >= 0], self._bits))
-            self._negative.add(bucket_of(values[values < 0], self._bits))
+        keys = bucket_of(values, self._bits)
+        num_zeros = len(keys) - int(np.count_nonzero(keys))
+        self._num_zeros += num_zeros
+        if low >= 0 and not num_zeros:
+            self._positive.add(keys)
+        else:  # each apart, because an array over all would span the exponents in between
+            self._positive.add(keys[keys > 0])
+            self._negative.add(keys[keys < 0])
 
     def _with_whole(self) -> Numbers:
         """What was counted one by one, with its sums."""
@@ -250,6 +260,8 @@ class NumberCounter:
         if self._whole is not None:
             return self._with_whole()
         buckets = merge_bins(self._found.buckets, merge_bins(self._positive.items(), self._negative.items()))
+        if self._num_zeros:
+            buckets = merge_bins(buckets, {0: self._num_zeros})
         return replace(self._found, buckets=buckets)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import tracemalloc
 from collections import Counter
 from functools import reduce
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparktrain.features.sketch import CARD_BITS, FINE_BITS
+from sparktrain.features.sketch import CARD_BITS, FINE_BITS, sketch
 from sparktrain.preparation.counting import (
     MAX_COUNTED_RANGE,
     NumberCounter,
@@ -212,6 +213,29 @@ def test_a_tally_counts(batches: list[list[int]]) -> None:
     for batch in batches:
         tally.add(np.array(batch, np.int64))
     assert tally.items() == Counter(value for batch in batches for value in batch)
+
+
+@given(st.lists(st.lists(st.integers(-50, 50) | st.integers(-(2**61), 2**61), max_size=5), max_size=8))
+def test_a_tally_of_far_numbers_counts_too(batches: list[list[int]]) -> None:
+    tally = Tally()
+    for batch in batches:
+        tally.add(np.array(batch, np.int64))
+    assert tally.items() == Counter(number for batch in batches for number in batch)
+
+
+def test_zeros_and_numbers_of_all_sizes_need_little_memory() -> None:
+    generator = np.random.default_rng(0)
+    wide = 10.0 ** generator.uniform(-300, 150, 20_000) * generator.choice([-1, 0, 1], 20_000)
+    usual = generator.standard_normal(20_000) * (generator.random(20_000) < 0.5)
+    for values in (wide, usual):
+        counter = NumberCounter(FINE_BITS)
+        tracemalloc.start()
+        for batch in np.array_split(values, 10):
+            counter.add(pa.array(batch), is_training=True)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 8e6
+        assert counter.result().buckets == sketch(values, FINE_BITS)
 
 
 # --- values ---

@@ -304,6 +304,7 @@ def test_rows_of_one_key_and_copies_of_rows_come_out_in_one_order(
     assert contents[0]["quarantined"] == {"long_enough": 80}
 
 
+@pytest.mark.slow
 def test_columns_add_no_spark_job(
     spark: SparkSession, preparing: Preparing, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -120,6 +120,20 @@ def test_a_tie_across_many_batches_is_one_table() -> None:
     assert list(_in_one_order([])) == []
 
 
+@pytest.mark.parametrize("pair", [(0.0, -0.0), (NAN, OTHER_NAN)])
+@pytest.mark.parametrize("inside", [False, True])
+def test_rows_that_differ_in_bits_alone_come_out_in_one_order(
+    pair: tuple[float, float], inside: bool
+) -> None:
+    rows = [row(1.0, "a", [x], 1, 0, 1) if inside else row(x, "a", None, 1, 0, 1) for x in pair]
+    found = [
+        content(list(_in_one_order([b for r in order for b in batches([r], random.Random(0))])))
+        for order in (rows, rows[::-1])
+    ]
+    assert found[0] == found[1]
+    assert found[0][0] != found[0][1]
+
+
 def test_copies_of_a_row_are_not_turned_into_python_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_exact", lambda value: pytest.fail("copies were sorted"))
     rows = [
