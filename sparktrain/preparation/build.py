@@ -45,8 +45,9 @@ from sparktrain.preparation.describe import statistics_of
 from sparktrain.preparation.fit import check_sizes, fit_features, wanted_again, wanted_columns
 from sparktrain.preparation.rules import Rule
 from sparktrain.preparation.split import SPLITS, add_split
+from sparktrain.preparation.spooling import QUARANTINE, Wanted
 from sparktrain.preparation.staging import leave, staging_directory
-from sparktrain.preparation.survey import QUARANTINE, Survey, Wanted, survey
+from sparktrain.preparation.survey import Survey, survey
 from sparktrain.preparation.write import Written, column_specs, keep_only, write_parts
 from sparktrain.storage import commit_bytes, commit_json, writable_directory
 

@@ -16,7 +16,8 @@ from sparktrain.dataset.statistics import (
 from sparktrain.features import FittedFeatures
 from sparktrain.features.sketch import CARD_BITS, COARSE_BITS, Sketch, coarser
 from sparktrain.preparation.counting import Numbers
-from sparktrain.preparation.survey import Survey, View, Wanted
+from sparktrain.preparation.spooling import View, Wanted
+from sparktrain.preparation.survey import Survey
 from sparktrain.preparation.write import Written
 
 _MAX_BUCKETS = 200

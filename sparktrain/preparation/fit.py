@@ -36,7 +36,8 @@ from sparktrain.features import (
 from sparktrain.features.fitted_columns.numeric import Replacement
 from sparktrain.features.sketch import CARD_BITS, FINE_BITS
 from sparktrain.preparation.counting import Numbers
-from sparktrain.preparation.survey import Survey, View, Wanted
+from sparktrain.preparation.spooling import View, Wanted
+from sparktrain.preparation.survey import Survey
 
 LARGEST = 1e150  # the variance of larger values leaves float64
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)

@@ -26,8 +26,9 @@ from sparktrain.preparation.describe import statistics_of
 from sparktrain.preparation.fit import check_sizes, wanted_again
 from sparktrain.preparation.rules import RULE_COLUMN, Rule
 from sparktrain.preparation.split import ROW_ID_COLUMN, SPLITS, add_split
+from sparktrain.preparation.spooling import QUARANTINE
 from sparktrain.preparation.staging import leave, staging_directory
-from sparktrain.preparation.survey import QUARANTINE, survey
+from sparktrain.preparation.survey import survey
 from sparktrain.preparation.write import Written, keep_only, write_parts
 from sparktrain.storage import commit_json
 

@@ -33,7 +33,7 @@ from sparktrain.errors import DataError, ValuesRefused
 from sparktrain.features import UNKNOWN_CODE, FittedCategorical, FittedFeatures
 from sparktrain.preparation.packing import Packer
 from sparktrain.preparation.split import ROW_ID_COLUMN, SPLITS
-from sparktrain.preparation.survey import Spool
+from sparktrain.preparation.spooling import Spool
 
 _SCHEMA = "split string, part int, content string"
 _ARROW_SCHEMA = pa.schema([("split", pa.string()), ("part", pa.int32()), ("content", pa.string())])

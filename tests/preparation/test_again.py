@@ -14,7 +14,7 @@ from sparktrain.dataset.statistics import Statistics
 from sparktrain.errors import FeaturesInvalid, SchemaMismatch, ValuesRefused
 from sparktrain.features import Categorical, Feature, Numeric, Target, Vector
 from sparktrain.preparation import prepare
-from sparktrain.preparation.survey import QUARANTINE
+from sparktrain.preparation.spooling import QUARANTINE
 from tests.preparation.conftest import Preparing
 
 pytestmark = pytest.mark.spark

@@ -20,7 +20,7 @@ from sparktrain.features import Categorical, Feature, Numeric, Target
 from sparktrain.gang.supervise import check_training
 from sparktrain.preparation import Rule, cast_columns, prepare, read_csv, read_json
 from sparktrain.preparation.split import row_id
-from sparktrain.preparation.survey import QUARANTINE
+from sparktrain.preparation.spooling import QUARANTINE
 from tests.preparation.conftest import KEY, Preparing
 
 pytestmark = pytest.mark.spark

@@ -31,10 +31,10 @@ from sparktrain.features import (
     Passthrough,
     Vector,
 )
-from sparktrain.preparation import Rule, survey
+from sparktrain.preparation import Rule, spooling, survey
 from sparktrain.preparation.counting import ValueCounter
 from sparktrain.preparation.split import SPLIT_COLUMN, add_split
-from sparktrain.preparation.survey import Wanted
+from sparktrain.preparation.spooling import Wanted
 from tests.preparation.conftest import CONFIG, KEY, Preparing, make_rows
 
 pytestmark = pytest.mark.spark
@@ -335,10 +335,10 @@ def test_the_driver_collects_no_more_values_than_a_vocabulary_holds(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = [Wanted("word", "string", max_values=10, min_count=2)]
-    monkeypatch.setattr(survey, "ValueCounter", partial(ValueCounter, max_distinct=100))
+    monkeypatch.setattr(spooling, "ValueCounter", partial(ValueCounter, max_distinct=100))
     sent: list[dict[str, object]] = []
     for partition in range(3):  # each has far more values than it may hold
-        desk = survey._Desk(tmp_path, partition, wanted)
+        desk = spooling._Desk(tmp_path, partition, wanted)
         for batch in range(6):
             words = [f"{number % (97 + 40 * batch)}" for number in range(partition, 400, 2)]
             count = len(words)
@@ -354,7 +354,7 @@ def test_the_driver_collects_no_more_values_than_a_vocabulary_holds(
             assert batch == 0 or came, "memory is full"
             sent += came
         sent += [row for table in desk.close() for row in table.to_pylist()]
-    partials = spark.createDataFrame([tuple(row.values()) for row in sent], survey._SCHEMA)
+    partials = spark.createDataFrame([tuple(row.values()) for row in sent], spooling.COUNTS_DDL)
     collected = [row.asDict() for row in survey._most_frequent(partials, wanted).collect()]
     assert sum(row["topic"] == "value:0" for row in collected) == 10
     counts: Counter[str] = Counter()

@@ -18,7 +18,7 @@ from sparktrain.dataset import Dataset
 from sparktrain.errors import EXIT_DATA, FeaturesInvalid, NoRowsLeft
 from sparktrain.features import Categorical, Feature, Numeric, Passthrough, Target, Vector
 from sparktrain.preparation import Rule, prepare
-from sparktrain.preparation.survey import QUARANTINE
+from sparktrain.preparation.spooling import QUARANTINE
 from tests.preparation.conftest import CONFIG, FEATURES, KEY, RULES, TARGET, Preparing
 
 pytestmark = pytest.mark.spark

@@ -31,7 +31,7 @@ from sparktrain.features import Categorical, Feature, Numeric, Target
 from sparktrain.preparation import Rule
 from sparktrain.preparation import build as module
 from sparktrain.preparation.split import row_id
-from sparktrain.preparation.survey import QUARANTINE
+from sparktrain.preparation.spooling import QUARANTINE
 from tests.fixtures.arrow import needs_page_checksums
 from tests.preparation.conftest import CONFIG, FEATURES, KEY, Preparing
 

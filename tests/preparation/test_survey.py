@@ -19,19 +19,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparktrain.features.sketch import CARD_BITS, FINE_BITS
-from sparktrain.preparation import survey as module
+from sparktrain.preparation import spooling as module
 from sparktrain.preparation.counting import ValueCounter
 from sparktrain.preparation.split import SPLITS
-from sparktrain.preparation.survey import (
-    _HASH_BITS,
+from sparktrain.preparation.spooling import (
+    HASH_BITS,
     QUARANTINE,
-    Survey,
     View,
     Wanted,
-    _assemble,
     _Desk,
     _in_one_order,
 )
+from sparktrain.preparation.survey import Survey, _assemble
 
 NAN = float("nan")
 (OTHER_NAN,) = struct.unpack(">d", bytes.fromhex("fff8000000000001"))
@@ -73,7 +72,7 @@ Row = tuple[Any, ...]
 
 def row(x: Any, word: Any, vector: Any, number: Any, split: int, hashed: int) -> Row:
     rule = "broken" if split == REJECTED else None
-    return (hashed, x, word, vector, number, rule, rule and f"{x} {word}", split << _HASH_BITS | hashed)
+    return (hashed, x, word, vector, number, rule, rule and f"{x} {word}", split << HASH_BITS | hashed)
 
 
 def batches(rows: Sequence[Row], shuffler: random.Random) -> list[pa.RecordBatch]:
@@ -205,7 +204,7 @@ def test_a_survey_does_not_depend_on_the_partitioning(
     assert facts(found) == facts(whole)
 
     kept = [r for r in rows if r[5] is None]
-    train = [r for r in kept if r[-1] >> _HASH_BITS == 0]
+    train = [r for r in kept if r[-1] >> HASH_BITS == 0]
     assert (found.rows_in, found.rows_kept) == (len(rows), len(kept))
     assert found.nulls == {w.column: sum(r[i + 1] is None for r in kept) for i, w in enumerate(WANTED)}
     assert found.train_nulls == {w.column: sum(r[i + 1] is None for r in train) for i, w in enumerate(WANTED)}

@@ -18,7 +18,7 @@ from sparktrain.dataset.statistics import Statistics
 from sparktrain.errors import FeaturesInvalid, RulesInvalid, TooManyClasses, ValuesRefused
 from sparktrain.features import Feature, Image, Numeric, Target, Vector
 from sparktrain.preparation import Rule, fit, prepare
-from sparktrain.preparation.survey import QUARANTINE
+from sparktrain.preparation.spooling import QUARANTINE
 from tests.preparation.conftest import Preparing
 
 pytestmark = pytest.mark.spark
