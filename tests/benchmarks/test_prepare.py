@@ -25,6 +25,8 @@ from sparktrain.preparation import prepare
 from sparktrain.testing import local_spark
 from tests.benchmarks.tables import median_seconds, print_table
 
+pytestmark = pytest.mark.timeout(1800)
+
 COPIES = 20
 ROUNDS = 3
 NUMERIC = [feature for feature in data.FEATURES if isinstance(feature, Numeric)]

@@ -151,9 +151,8 @@ def test_columns_of_targets_weight_and_split_are_checked_before_any_row_is_read(
     df = spark.sql("select 1.0 as x, 'a' as text, 1.5D as number, date'2013-01-01' as day, 1 as count")
     features = [Numeric("x")]
     by_time = SplitConfig(method="time", column="day", test_from="2013-01-01")
-    assert check_columns(df, features, [Target("count")], [], weight="number", split=by_time) == {
-        "x": "double"
-    }
+    found = check_columns(df, features, [Target("count")], [], weight="number", split=by_time)
+    assert found == {"x": "double", "count": "long", "number": "double"}
     with pytest.raises(SchemaMismatch) as caught:
         check_columns(
             df,
