@@ -1,4 +1,4 @@
-"""The terminal face: `sparktrain prepare|train|score|run|doctor CONFIG [section.key=value …] [--json]`.
+"""The terminal face: `sparktrain prepare|append|train|score|run|doctor CONFIG [section.key=value …]`.
 
 `sparktrain check DATASET` stands beside them: it takes a dataset, and no configuration.
 """
@@ -97,7 +97,7 @@ def append(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
 
     The rows are what the pipeline's read() gives for prepare.source. Features keep the statistics that they
     were fitted with; how far the new rows are from these is reported. Rows that are there already are not
-    added again, if the pipeline names a KEY.
+    added again, if the pipeline named a KEY.
 
     Example: sparktrain append conf/flight_delays.yaml prepare.source.directory=/data/2014-01
     """

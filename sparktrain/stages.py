@@ -107,7 +107,7 @@ def append_stage(config: Config, spark: SparkSession) -> Dataset:
     dataset = newest_dataset(config)
     with spark_errors("Appending the data failed", config):
         rows = _read(config, data, spark, config.prepare.source)
-        return append(dataset, rows, rules=data.RULES, key=data.KEY)
+        return append(dataset, rows, rules=data.RULES)
 
 
 def newest_dataset(config: Config) -> Dataset:

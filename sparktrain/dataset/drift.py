@@ -59,6 +59,8 @@ def compare(
 ) -> list[ColumnDrift]:
     """Compare the columns that both have, where both have rows; the one with the highest index comes first.
 
+    Columns whose values were not counted (hashed ones, times, vectors, images, texts) are left out.
+
     Args:
         features: tell which features take which column, for the unknown rates; without them a feature is
             looked for under the column's own name.
@@ -66,11 +68,17 @@ def compare(
     after = {column.column: column for column in new.columns if column.rows}
     found = []
     for before in reference.columns:
-        if before.rows and before.column in after:
+        if before.rows and before.column in after and _is_measured(before, after[before.column]):
             names = _vocabularies(before.column, (reference, new), features)
             rates = _shift(unknown_rate(reference, names), unknown_rate(new, names))
             found.append(_drift(before, after[before.column], rates))
     return sorted(found, key=lambda drift: (-drift.psi, drift.column))
+
+
+def _is_measured(before: ColumnStatistics, after: ColumnStatistics) -> bool:
+    """Whether values were counted; of hashes, times and arrays only the missing ones are."""
+    both = before, after
+    return any(c.values or c.histogram for c in both) or all(c.nulls == c.rows for c in both)
 
 
 def stability_index(before: Sequence[float], after: Sequence[float]) -> float:
@@ -107,7 +115,7 @@ def _drift(before: ColumnStatistics, after: ColumnStatistics, unknown: Shift | N
         groups = _by_value(before, after)
     elif before.histogram and (after.histogram or not _present(after)):
         groups = _by_size(before, after)
-    else:  # nothing but the missing rows was counted in both
+    else:  # all of one side is missing
         groups = [float(_present(before))], [float(_present(after))]
     return ColumnDrift(
         column=before.column,

@@ -25,7 +25,14 @@ from sparktrain.dataset.examples import write_examples
 from sparktrain.dataset.layout import ColumnSpec
 from sparktrain.dataset.manifest import FEATURES_FILE, MANIFEST_FILE, Manifest, Split
 from sparktrain.dataset.statistics import STATISTICS_FILE, Statistics
-from sparktrain.errors import DataError, FeaturesInvalid, NoRowsLeft, SplitEmpty, TooManyQuarantined
+from sparktrain.errors import (
+    ConfigError,
+    DataError,
+    FeaturesInvalid,
+    NoRowsLeft,
+    SplitEmpty,
+    TooManyQuarantined,
+)
 from sparktrain.features import (
     Feature,
     FittedFeature,
@@ -65,7 +72,7 @@ def prepare(
     name: str = "dataset",
     root: str | Path = "out",
     rules: Sequence[Rule] = (),
-    key: Sequence[str] = (),
+    key: str | Sequence[str] = (),
     weight: str | None = None,
     fitted: FittedFeatures | None = None,
 ) -> Dataset:
@@ -95,6 +102,7 @@ def prepare(
         DataError: with what was given, what is allowed and the way out; no dataset is left behind then.
     """
     config = config or PrepareConfig()
+    key = [key] if isinstance(key, str) else list(key)
     targets = (target,) if isinstance(target, Target) else tuple(target)
     if fitted is not None:
         if features or targets or weight:
@@ -106,7 +114,7 @@ def prepare(
         types = check_columns(df, features, targets, key, weight=weight, split=config.split)
     names = [o.name for o in fitted.outputs] if fitted else [n for f in features for n in output_names(f)]
     check_block_names([*names, *(t.name for t in targets), *([weight] if weight else [])], config.layout)
-    home = writable_directory(Path(root) / "datasets" / name)
+    home = writable_directory(Path(root) / "datasets" / _folder_name(name))
     rules = [*rules, *size_rules(fitted.features if fitted else features, types)]
     classes = {t.name: t.classes for t in fitted.targets if t.classes} if fitted else {}
     marked = mark_broken_rules(df, rules, targets, weight=weight, classes=classes, split=config.split)
@@ -141,8 +149,15 @@ def prepare(
         )
         _write_examples(staging, found, wanted, result)
         statistics = statistics_of(found, wanted, result, written)
-        _write_manifest(staging, name, found, quarantined, result, statistics, written, config)
+        key_types = {column: df.schema[column].dataType.simpleString() for column in key}
+        _write_manifest(staging, name, found, quarantined, key_types, result, statistics, written, config)
         return open_dataset(publish(staging, home))
+
+
+def _folder_name(name: str) -> str:
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
+        raise ConfigError([f"{name!r} can't name a dataset: it is the name of a folder, without slashes"])
+    return name
 
 
 def declared_targets(fitted: FittedFeatures) -> tuple[Target, ...]:
@@ -209,6 +224,7 @@ def _write_manifest(
     name: str,
     found: Survey,
     quarantined: Mapping[str, int],
+    key: Mapping[str, str],
     features: FittedFeatures,
     statistics: Statistics,
     written: Mapping[str, Written],
@@ -220,13 +236,14 @@ def _write_manifest(
     columns = column_specs(features)
     manifest = Manifest(
         name=name,
-        fingerprint=fingerprint(columns, config.layout, features_json, splits, quarantined),
+        fingerprint=fingerprint(columns, config, features_json, splits, quarantined),
         columns=columns,
         layout=config.layout,
         splits=splits,
         rows_in=found.rows_in,
         rows_kept=found.rows_kept,
         quarantined=dict(quarantined),
+        key=dict(key),
         features_sha256=hashlib.sha256(features_json).hexdigest(),
         prepare=json.loads(config.model_dump_json()),
         versions={"sparktrain": __version__, "pyspark": pyspark.__version__, "pyarrow": pa.__version__},
@@ -240,7 +257,7 @@ def _write_manifest(
 
 def fingerprint(
     columns: Sequence[ColumnSpec],
-    layout: str,
+    config: PrepareConfig,
     features_json: bytes,
     splits: Mapping[str, Split],
     quarantined: Mapping[str, int],
@@ -252,7 +269,8 @@ def fingerprint(
     content = {
         "quarantined": dict(quarantined),
         "columns": [column.model_dump(mode="json") for column in columns],
-        "layout": layout,
+        "layout": config.layout,
+        "compression": config.compression,
         "features": hashlib.sha256(features_json).hexdigest(),
         "splits": {name: [(p.row_groups, p.digest) for p in split.parts] for name, split in splits.items()},
     }

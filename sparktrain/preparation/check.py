@@ -94,7 +94,7 @@ def _clashes(features: Sequence[Feature], targets: Sequence[Target], weight: str
     of_targets = {target.source.lower(): target.name for target in targets}
     for feature in features:
         target = of_targets.get(feature.source.lower())
-        if target is not None and target != feature.name:
+        if target is not None and target != feature.name and feature.kind != "passthrough":
             yield f"`{feature.name}` is made of the target `{target}`: a model would only repeat it"
     if weight is not None and weight.lower() in of_targets:
         yield f"the weight `{weight}` is the target's column: weigh rows by another one"
@@ -135,6 +135,8 @@ def _wrong_split(split: SplitConfig, given: DataType) -> str | None:
 def _source_clashes(columns: Sequence[str]) -> Iterable[str]:
     if doubled := _doubled(columns):
         yield f"the source has these columns twice: {_quoted(doubled)}; drop or rename one of each"
+    if quotes := [name for name in columns if "`" in name]:
+        yield f"the source has columns with a backtick in their name: {', '.join(quotes)}; rename them"
     if added := [name for name in columns if name.lower() in ADDED_COLUMNS]:
         yield f"the source has columns of names that preparation adds itself: {_quoted(added)}; rename them"
 

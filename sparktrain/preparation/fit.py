@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -39,6 +40,8 @@ from sparktrain.preparation.counting import Numbers
 from sparktrain.preparation.spooling import View, Wanted
 from sparktrain.preparation.survey import Survey
 
+logger = logging.getLogger(__name__)
+
 LARGEST = 1e150  # the variance of larger values leaves float64
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 _PLAIN = View(None, None, CARD_BITS)
@@ -59,6 +62,8 @@ def wanted_columns(
         if isinstance(feature, Numeric):
             _want(wanted, types, feature.source, view=_PLAIN)
             _want(wanted, types, feature.source, view=view_of(feature))
+        elif isinstance(feature, Boolean):
+            _want(wanted, types, feature.source, max_values=_NUM_SHOWN)
         elif isinstance(feature, Categorical) and feature.encoding == "vocabulary":
             _want(wanted, types, feature.source, max_values=feature.max_size, min_count=feature.min_count)
         else:
@@ -79,7 +84,9 @@ def wanted_again(fitted: FittedFeatures, types: Mapping[str, InputType]) -> list
     for feature in fitted.features:
         if isinstance(feature, FittedNumeric):
             _want(wanted, types, feature.column, view=_PLAIN)
-        elif isinstance(feature, FittedCategorical) and feature.num_buckets is None:
+        elif isinstance(feature, FittedBoolean) or (
+            isinstance(feature, FittedCategorical) and feature.num_buckets is None
+        ):
             _want(wanted, types, feature.column, max_values=_NUM_SHOWN)
         else:
             _want(wanted, types, feature.column)
@@ -232,6 +239,13 @@ def _fit_numeric(feature: Numeric, numbers: Numbers, named: Mapping[str, str]) -
     elif feature.normalize == "robust":
         offset = numbers.quantile(0.5, bits)
         scale = numbers.quantile(0.75, bits) - numbers.quantile(0.25, bits)
+        if not scale and numbers.values is None and numbers.train_smallest != numbers.train_largest:
+            logger.warning(
+                "`%s`: both quartiles are %g to within 2**-10 of their size, so that it is only centred; "
+                "subtract a constant in the source if it varies more finely",
+                named["column"],
+                offset,
+            )
     fills = {"mean": mean, "median": numbers.quantile(0.5, bits) if feature.fill == "median" else None}
     fill = fills.get(feature.fill) if isinstance(feature.fill, str) else feature.fill  # None: refused
     low, high = bounds_of(feature)

@@ -18,14 +18,14 @@ from sparktrain.dataset.card import write_card
 from sparktrain.dataset.drift import ColumnDrift, compare
 from sparktrain.dataset.manifest import EXAMPLES_FILE, FEATURES_FILE, MANIFEST_FILE, Split
 from sparktrain.dataset.statistics import STATISTICS_FILE, CodeCounts, Statistics, TargetStatistics
-from sparktrain.errors import NoRowsLeft, TooManyQuarantined
+from sparktrain.errors import DatasetInvalid, NoRowsLeft, SchemaMismatch, TooManyQuarantined
 from sparktrain.preparation.build import declared_targets, fingerprint, publish, row_bytes, size_rules
 from sparktrain.preparation.check import check_again
 from sparktrain.preparation.clean import mark_broken_rules, rule_names
 from sparktrain.preparation.describe import statistics_of
 from sparktrain.preparation.fit import check_sizes, wanted_again
 from sparktrain.preparation.rules import RULE_COLUMN, Rule
-from sparktrain.preparation.split import ROW_ID_COLUMN, SPLITS, add_split
+from sparktrain.preparation.split import IS_THERE_COLUMN, ROW_ID_COLUMN, SPLITS, add_split
 from sparktrain.preparation.spooling import QUARANTINE
 from sparktrain.preparation.staging import leave, staging_directory
 from sparktrain.preparation.survey import survey
@@ -35,31 +35,31 @@ from sparktrain.storage import commit_json
 logger = logging.getLogger(__name__)
 
 ALREADY_THERE = "already_there"
-_IS_THERE = "_is_there"
 
 
-def append(
-    dataset: Dataset, df: DataFrame, *, rules: Sequence[Rule] = (), key: Sequence[str] = ()
-) -> Dataset:
+def append(dataset: Dataset, df: DataFrame, *, rules: Sequence[Rule] = ()) -> Dataset:
     """Add the rows of `df` to `dataset` as a new version beside it; the old one stays as it is.
 
-    The new version shares the old parts (hard links; copies where the file system has none). Features, split,
-    layout and codec are the old ones. How far the new rows are from those that the features were fitted on
-    stands in the card, as the population stability index of each column.
+    The new version shares the old parts (hard links; copies where the file system has none). Key, features,
+    split, layout, codec and tolerance are those that the dataset was prepared with. Where it has a key, rows
+    whose key it already holds are quarantined as `already_there`, so that the same rows again add none. How
+    far the new rows are from those that the features were fitted on stands in the card, as the population
+    stability index of each column.
 
     Args:
         dataset: to grow.
         df: raw rows, with the columns that the dataset was prepared from.
-        rules, key: as they were given to `prepare`. With a key, rows whose key the dataset already holds are
-            quarantined as `already_there`, so that appending the same rows again adds none.
+        rules: as they were given to `prepare`.
 
     Returns:
         The new version, which is the newest of its name from now on.
 
     Raises:
+        DatasetInvalid: it is not the newest version of its name, or of packed texts.
         DataError: as `prepare` does; the dataset is as it was then.
     """
-    dataset.verify()
+    _check_can_grow(dataset)
+    key = list(dataset.manifest.key)
     config = PrepareConfig.model_validate(dataset.manifest.prepare)
     fitted, home = dataset.features, dataset.path.parent
     targets = declared_targets(fitted)
@@ -69,6 +69,7 @@ def append(
         "split": config.split,
     }
     types = check_again(df, fitted, key, config.split)
+    _check_key(df, dataset.manifest.key)
     rules = [*rules, *size_rules(fitted.features, types)]
     marked = add_split(mark_broken_rules(df, rules, targets, **options), key, config.split)  # type: ignore[arg-type]
     if key:
@@ -102,17 +103,45 @@ def append(
         new = statistics_of(found, wanted, fitted, written)
         _share(dataset, staging)
         _write_description(dataset, staging, new, written, found.rows_in, quarantined)
+        _check_is_newest(dataset)  # another append may have been faster
         return open_dataset(publish(staging, home))
+
+
+def _check_can_grow(dataset: Dataset) -> None:
+    dataset.verify()
+    _check_is_newest(dataset)
+    if dataset.features.packed is not None:
+        # a block is of several rows, so that nobody could tell which rows are there already
+        raise DatasetInvalid(str(dataset.path), "it is of packed texts, which can't be appended to")
+
+
+def _check_is_newest(dataset: Dataset) -> None:
+    """Two versions of one origin would each lack the other's rows."""
+    newest = open_dataset(dataset.path.parent)
+    if newest.fingerprint != dataset.fingerprint:
+        problem = f"it is not the newest version any more, which is {newest.fingerprint}"
+        way_out = f"append to open_dataset({str(dataset.path.parent)!r})"
+        raise DatasetInvalid(str(dataset.path), problem, way_out)
+
+
+def _check_key(df: DataFrame, key: Mapping[str, str]) -> None:
+    """Refuse a key of other types: the same value would hash to another row, and to another split."""
+    given = {name: df.schema[name].dataType.simpleString() for name in key}
+    retyped = {
+        name: (given[name], f"{kind}, as the key was") for name, kind in key.items() if given[name] != kind
+    }
+    if retyped:
+        raise SchemaMismatch("the rows to append", retyped=retyped, way_out="cast the key's columns")
 
 
 def _without_known(marked: DataFrame, dataset: Dataset) -> DataFrame:
     """Mark the rows whose id the dataset holds."""
     paths = [str(dataset.path / part.path) for s in dataset.manifest.splits.values() for part in s.parts]
     known = marked.sparkSession.read.schema(f"{ROW_ID_COLUMN} bigint").parquet(*paths).distinct()
-    joined = marked.join(known.withColumn(_IS_THERE, F.lit(True)), ROW_ID_COLUMN, "left")
-    is_there = F.col(RULE_COLUMN).isNull() & F.col(_IS_THERE).isNotNull()
+    joined = marked.join(known.withColumn(IS_THERE_COLUMN, F.lit(True)), ROW_ID_COLUMN, "left")
+    is_there = F.col(RULE_COLUMN).isNull() & F.col(IS_THERE_COLUMN).isNotNull()
     rule = F.when(is_there, F.lit(ALREADY_THERE)).otherwise(F.col(RULE_COLUMN))
-    return joined.withColumn(RULE_COLUMN, rule).drop(_IS_THERE)
+    return joined.withColumn(RULE_COLUMN, rule).drop(IS_THERE_COLUMN)
 
 
 def _reject(staging: Path, home: Path) -> str | None:
@@ -150,11 +179,12 @@ def _write_description(
     old = dataset.manifest
     parts = {split: (*old.splits[split].parts, *written[split].parts) for split in SPLITS}
     splits = {split: Split(rows=sum(p.rows for p in parts[split]), parts=parts[split]) for split in SPLITS}
+    config = PrepareConfig.model_validate(old.prepare)
     totals = dict(Counter(old.quarantined) + Counter(quarantined))
     features_json = (dataset.path / FEATURES_FILE).read_bytes()
     manifest = old.model_copy(
         update={
-            "fingerprint": fingerprint(old.columns, old.layout, features_json, splits, totals),
+            "fingerprint": fingerprint(old.columns, config, features_json, splits, totals),
             "splits": splits,
             "rows_in": old.rows_in + rows_in,
             "rows_kept": sum(split.rows for split in splits.values()),

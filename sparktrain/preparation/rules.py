@@ -29,7 +29,8 @@ class Rule:
     Attributes:
         name: what the counts and the quarantine call it.
         keep: a condition on the raw columns of one row; false and null both quarantine the row. What can't be
-            computed (a division by zero, an overflow, text that is no number) is null, in ANSI mode, too.
+            computed (a division by zero, text that is no number) is null, in ANSI mode, too. Arithmetic on
+            integers wraps beyond their type: write `try_multiply(price, quantity)`, or cast to decimal first.
             SQL text, a function that is given the DataFrame and returns a Column, or a Column. A Column is
             made before `prepare` runs: Spark 4 resolves it as the others, but Spark 3.5 gives it the ANSI
             mode of the moment when it was made, so that text or a function is safer there.

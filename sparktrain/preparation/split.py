@@ -26,7 +26,8 @@ from sparktrain.splitting import SplitConfig, instant
 SPLITS = ("train", "validation", "test")
 SPLIT_COLUMN = "_split"
 ROW_ID_COLUMN = "row_id"
-ADDED_COLUMNS = (ROW_ID_COLUMN, RULE_COLUMN, SPLIT_COLUMN)
+IS_THERE_COLUMN = "_is_there"  # whether a dataset that grows has the row
+ADDED_COLUMNS = (ROW_ID_COLUMN, RULE_COLUMN, SPLIT_COLUMN, IS_THERE_COLUMN)
 _BUCKETS = 1_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -33,6 +33,11 @@ from sparktrain.preparation.spooling import (
     survey_partition,
 )
 
+_WHOLE = {  # to_json drops nulls and what a timestamp has beyond milliseconds, unless it is told
+    "ignoreNullFields": "false",
+    "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
+    "timestampNTZFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSS",
+}
 _MAX_BATCH_ROWS, _MAX_BATCH_BYTES = 32_768, 64 << 20
 _MEAN_VALUE_BYTES = 16
 
@@ -103,10 +108,9 @@ def survey(
     """
     raw = [F.col(f"`{w.column}`").alias(f"_{number}") for number, w in enumerate(wanted)]
     broken = F.col(RULE_COLUMN).isNotNull()
-    whole = F.when(broken, F.to_json(F.struct(*[F.col(f"`{name}`") for name in source_columns])))
-    # By number, because mapInArrow takes the dot in a name for a field of a struct. They come first: Spark
-    # doubles
-    # what it knows of every expression before an alias of one of its columns, and these hold all columns.
+    source = F.struct(*[F.col(f"`{name}`") for name in source_columns])
+    whole = F.when(broken, F.to_json(source, _WHOLE))
+    # By number, because mapInArrow takes the dot in a name for a field of a struct.
     rows = marked.select(
         F.col(ROW_ID_COLUMN).alias(ROW_ID),
         *raw,
@@ -118,7 +122,7 @@ def survey(
     ordered = rows.repartition(num_parts, PLACE).sortWithinPartitions(PLACE)
     worker = partial(survey_partition, staging=str(staging), wanted=tuple(wanted))
     partials = ordered.mapInArrow(worker, COUNTS_DDL)
-    with _batches_of(marked.sparkSession, row_bytes + _MEAN_VALUE_BYTES * len(wanted)):
+    with _settings_for(marked.sparkSession, row_bytes + _MEAN_VALUE_BYTES * len(wanted)):
         found = _most_frequent(partials, wanted).collect()
     return _assemble([row.asDict() for row in found], wanted)
 
@@ -140,16 +144,26 @@ def place(raw: Sequence[Column], seed: int) -> Column:
 
 
 @contextmanager
-def _batches_of(spark: SparkSession, row_bytes: int) -> Iterator[None]:
-    """Record batches of a size that is worth a call and fits into memory, however wide a row is."""
-    name = "spark.sql.execution.arrow.maxRecordsPerBatch"
-    before = spark.conf.get(name)
+def _settings_for(spark: SparkSession, row_bytes: int) -> Iterator[None]:
+    """Set what this one job needs, and set it back.
+
+    Record batches are of a size that is worth a call and fits into memory, however wide a row is. And Spark
+    draws no conclusions from what equals what: for each alias of a column it would double all it knows of
+    expressions that hold the column; a hash holds them all: forty columns take all the memory there is.
+    """
     rows = max(16, min(_MAX_BATCH_ROWS, _MAX_BATCH_BYTES // max(row_bytes, 1)))
-    spark.conf.set(name, str(rows))
+    settings = {
+        "spark.sql.execution.arrow.maxRecordsPerBatch": (str(rows), "10000"),
+        "spark.sql.constraintPropagation.enabled": ("false", "true"),
+    }
+    before = {name: spark.conf.get(name, default) for name, (_, default) in settings.items()}
+    for name, (value, _) in settings.items():
+        spark.conf.set(name, value)
     try:
         yield
     finally:
-        spark.conf.set(name, before or "10000")
+        for name, (_, default) in settings.items():
+            spark.conf.set(name, before[name] or default)
 
 
 def _most_frequent(partials: DataFrame, wanted: Sequence[Wanted]) -> DataFrame:

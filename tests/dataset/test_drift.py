@@ -217,3 +217,8 @@ def test_the_level_follows_the_usual_limits(value: float, level: str) -> None:
 @given(counts)
 def test_groups_of_any_size_can_be_empty_on_one_side(rows: Sequence[int]) -> None:
     assert 0 <= stability_index(rows, [0] * len(rows)) < math.inf
+
+
+def test_a_column_whose_values_were_not_counted_is_left_out() -> None:
+    hashed = ColumnStatistics(column="x", input_type="string", rows=100, nulls=3)
+    assert compare(statistics(hashed), statistics(hashed)) == []
