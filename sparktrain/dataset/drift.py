@@ -78,7 +78,7 @@ def compare(
 def _is_measured(before: ColumnStatistics, after: ColumnStatistics) -> bool:
     """Whether values were counted; of hashes, times and arrays only the missing ones are."""
     both = before, after
-    return any(c.values or c.histogram for c in both) or all(c.nulls == c.rows for c in both)
+    return any(c.values or c.histogram for c in both) or all(_present(c) == 0 for c in both)
 
 
 def stability_index(before: Sequence[float], after: Sequence[float]) -> float:

@@ -81,7 +81,8 @@ class Manifest(Record):
     Attributes:
         columns: as people see them.
         layout: how they lie in the parts.
-        key: type of each column that identifies a row, by name; empty: the whole row does.
+        key: name and type of each column that identifies a row, in the order in which they are hashed; empty:
+            the whole row does.
         appended_to: fingerprint of the version that rows were added to; None: prepared at once.
     """
 
@@ -95,7 +96,7 @@ class Manifest(Record):
     rows_kept: Count
     quarantined: dict[str, Count]
     features_sha256: str
-    key: dict[str, str] = Field(default_factory=dict)
+    key: tuple[tuple[str, str], ...] = ()
     appended_to: str | None = None
     prepare: dict[str, Any]
     versions: dict[str, str]

@@ -149,7 +149,7 @@ def prepare(
         )
         _write_examples(staging, found, wanted, result)
         statistics = statistics_of(found, wanted, result, written)
-        key_types = {column: df.schema[column].dataType.simpleString() for column in key}
+        key_types = [(column, df.schema[column].dataType.simpleString()) for column in key]
         _write_manifest(staging, name, found, quarantined, key_types, result, statistics, written, config)
         return open_dataset(publish(staging, home))
 
@@ -224,7 +224,7 @@ def _write_manifest(
     name: str,
     found: Survey,
     quarantined: Mapping[str, int],
-    key: Mapping[str, str],
+    key: Sequence[tuple[str, str]],
     features: FittedFeatures,
     statistics: Statistics,
     written: Mapping[str, Written],
@@ -243,7 +243,7 @@ def _write_manifest(
         rows_in=found.rows_in,
         rows_kept=found.rows_kept,
         quarantined=dict(quarantined),
-        key=dict(key),
+        key=tuple(key),
         features_sha256=hashlib.sha256(features_json).hexdigest(),
         prepare=json.loads(config.model_dump_json()),
         versions={"sparktrain": __version__, "pyspark": pyspark.__version__, "pyarrow": pa.__version__},

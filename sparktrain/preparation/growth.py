@@ -59,7 +59,7 @@ def append(dataset: Dataset, df: DataFrame, *, rules: Sequence[Rule] = ()) -> Da
         DataError: as `prepare` does; the dataset is as it was then.
     """
     _check_can_grow(dataset)
-    key = list(dataset.manifest.key)
+    key = [name for name, _ in dataset.manifest.key]
     config = PrepareConfig.model_validate(dataset.manifest.prepare)
     fitted, home = dataset.features, dataset.path.parent
     targets = declared_targets(fitted)
@@ -69,7 +69,7 @@ def append(dataset: Dataset, df: DataFrame, *, rules: Sequence[Rule] = ()) -> Da
         "split": config.split,
     }
     types = check_again(df, fitted, key, config.split)
-    _check_key(df, dataset.manifest.key)
+    _check_key(df, dict(dataset.manifest.key))
     rules = [*rules, *size_rules(fitted.features, types)]
     marked = add_split(mark_broken_rules(df, rules, targets, **options), key, config.split)  # type: ignore[arg-type]
     if key:
