@@ -224,6 +224,17 @@ class DatasetInvalid(DataError):
         super().__init__(f"The dataset at {path} can't be used:{listed}Way out: {way_out}.")
 
 
+class DatasetChanged(DataError):
+    """A part that became another file while a process was reading the dataset."""
+
+    def __init__(self, path: str, part: str) -> None:
+        super().__init__(
+            f"The dataset at {path} changed under the run: {part} is not the file that was read before. "
+            "Way out: a dataset is never written to after its preparation; put the old file back and resume, "
+            "or prepare into a directory of its own and start a new run."
+        )
+
+
 class StorageUnwritable(SparktrainError):
     """A directory that this run must write to, and can't."""
 

@@ -3,10 +3,12 @@
 import gc
 import json
 import multiprocessing
+import re
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 
 from sparktrain.dataset import Dataset, Stream
 from sparktrain.dataset.assemble import Assembler
+from sparktrain.dataset.load import Loader, Rows
 from sparktrain.dataset.prefetch import THREAD_NAME
 from sparktrain.dataset.read import RowGroupReader
 from sparktrain.errors import ConfigError, NameUnknown, StreamMoved, StreamStateMismatch, TooFewRows
@@ -41,6 +44,15 @@ def row_ids(batches: Iterable[dict[str, torch.Tensor]]) -> list[list[int]]:
 
 def flat(lists: Iterable[list[int]]) -> list[int]:
     return list(chain.from_iterable(lists))
+
+
+def least_bytes(dataset: Dataset, global_batch_size: int, **options: Any) -> int:
+    """The least memory that a stream can do with, as its refusal of less says."""
+    with pytest.raises(ConfigError) as caught:
+        dataset.stream("train", global_batch_size, memory_bytes=1, **options)
+    found = re.search(r"need ([\d,]+) at least", str(caught.value))
+    assert found
+    return int(found[1].replace(",", ""))
 
 
 def reader_threads() -> list[threading.Thread]:
@@ -78,7 +90,7 @@ def test_the_values_of_a_row_stay_together(dataset: Dataset, shuffle: bool) -> N
             assert np.array_equal(batch[name].numpy(), stored[name].to_numpy()[rows])
 
 
-@pytest.mark.parametrize("tail", ["drop", "mask"])
+@pytest.mark.parametrize("tail", ["drop", "repeat", "mask"])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_global_batches_are_the_same_at_any_world_size(dataset: Dataset, tail: Any, shuffle: bool) -> None:
     alone = row_ids(gang_of(dataset, 1, tail=tail, shuffle=shuffle)[0])
@@ -113,11 +125,13 @@ def test_the_seed_fixes_the_order(dataset: Dataset) -> None:
     assert first == again != other
 
 
-@pytest.mark.parametrize("num_prefetch", [1, 3, 8, 100])
-def test_reading_ahead_changes_no_batch(dataset: Dataset, num_prefetch: int) -> None:
-    assert row_ids(dataset.stream("train", 16, num_prefetch=num_prefetch)) == row_ids(
-        dataset.stream("train", 16)
-    )
+@pytest.mark.parametrize("num_threads", [1, 3, 20])
+@pytest.mark.parametrize("memory", ["least", "plenty"])
+def test_reading_ahead_changes_no_batch(dataset: Dataset, num_threads: int, memory: str) -> None:
+    memory_bytes = least_bytes(dataset, 16, num_threads=num_threads) if memory == "least" else 1 << 30
+    stream = dataset.stream("train", 16, num_threads=num_threads, memory_bytes=memory_bytes)
+    assert stream.memory_bytes <= memory_bytes
+    assert row_ids(stream) == row_ids(dataset.stream("train", 16))
 
 
 def test_a_split_smaller_than_a_batch_is_one_masked_step(dataset: Dataset) -> None:
@@ -157,8 +171,12 @@ def test_wrong_names_and_numbers_are_refused(dataset: Dataset) -> None:
         dataset.stream("train", 8, columns=["numeric_9"])
     with pytest.raises(ConfigError, match="num_lanes is 8, which must divide global_batch_size 20"):
         dataset.stream("train", 20)
-    with pytest.raises(ConfigError, match="num_prefetch is 0"):
-        dataset.stream("train", 8, num_prefetch=0)
+    with pytest.raises(ConfigError, match="num_threads is 0"):
+        dataset.stream("train", 8, num_threads=0)
+    with pytest.raises(ConfigError, match=r"memory_bytes is 1,000; 8 lanes .* need [\d,]+ at least: allow"):
+        dataset.stream("train", 8, memory_bytes=1000)
+    with pytest.raises(ConfigError, match="verify is 'never'; allowed are 'first' and 'always'"):
+        dataset.stream("train", 8, verify="never")  # type: ignore[arg-type]
 
 
 def test_columns_can_be_chosen(dataset: Dataset) -> None:
@@ -172,7 +190,7 @@ def through_json(stream: Stream) -> dict[str, Any]:
 
 
 def test_a_state_counts_batches_handed_out_and_not_those_read_ahead(dataset: Dataset) -> None:
-    stream = dataset.stream("train", 16, num_prefetch=16)
+    stream = dataset.stream("train", 16)
     for number, _ in enumerate(stream, 1):
         assert (stream.state_dict()["epoch"], stream.state_dict()["step"]) == (0, number)
     assert (stream.epoch, stream.step) == (1, 0)
@@ -227,7 +245,7 @@ def test_a_state_of_other_batches_is_refused_with_every_difference(dataset: Data
     assert (other.epoch, other.step) == (0, 0)
 
 
-@pytest.mark.parametrize("changed", [{"version": 2}, {"step": 10**6}, {"step": "3"}, {"epoch": None}])
+@pytest.mark.parametrize("changed", [{"version": 1}, {"step": 10**6}, {"step": "3"}, {"epoch": None}])
 def test_a_state_that_makes_no_sense_is_refused(dataset: Dataset, changed: dict[str, Any]) -> None:
     stream = dataset.stream("train", 32)
     with pytest.raises(StreamStateMismatch, match=next(iter(changed))):
@@ -259,7 +277,7 @@ def test_an_error_of_the_consumer_leaves_no_thread(dataset: Dataset) -> None:
 
 
 def test_a_forgotten_iteration_leaves_no_thread(dataset: Dataset) -> None:
-    batches = iter(dataset.stream("train", 16))
+    batches = iter(dataset.stream("train", 16, memory_bytes=least_bytes(dataset, 16)))
     next(batches)
     assert reader_threads()
     del batches
@@ -268,11 +286,11 @@ def test_a_forgotten_iteration_leaves_no_thread(dataset: Dataset) -> None:
 
 
 def test_no_thread_starts_before_the_first_batch_is_asked_for(dataset: Dataset) -> None:
-    stream = dataset.stream("train", 16)
+    stream = dataset.stream("train", 16, memory_bytes=least_bytes(dataset, 16))
     batches = iter(stream)
     assert not reader_threads()
     next(batches)
-    assert len(reader_threads()) == 1
+    assert len(reader_threads()) == 2
 
 
 def test_an_old_iteration_does_not_move_the_stream(dataset: Dataset) -> None:
@@ -291,69 +309,71 @@ def test_an_error_of_the_reader_reaches_the_consumer_after_the_batches_before_it
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = []
-    read_stacks = RowGroupReader.read_stacks
+    read_table = RowGroupReader.read_table
 
-    def fail_late(self: RowGroupReader, *arguments: Any) -> Any:
-        reads.append(arguments)
+    def fail_late(self: RowGroupReader, row_group: int) -> Any:
+        reads.append(row_group)
         if len(reads) == 12:
             raise OSError("the disk is gone")
-        return read_stacks(self, *arguments)
+        return read_table(self, row_group)
 
-    monkeypatch.setattr(RowGroupReader, "read_stacks", fail_late)
+    monkeypatch.setattr(RowGroupReader, "read_table", fail_late)
     taken = []
+    little = least_bytes(dataset, 16, num_threads=1)
     with pytest.raises(OSError, match="the disk is gone"):
-        for batch in dataset.stream("train", 16, num_prefetch=1):
-            taken.append(batch)
+        for batch in dataset.stream("train", 16, num_threads=1, memory_bytes=little):
+            taken.append(batch["row_id"].tolist())
     assert len(reads) == 12, "the fault did not fire"
     assert 0 < len(taken) < dataset.steps_per_epoch("train", 16)
     assert not reader_threads()
+    monkeypatch.undo()
+    assert taken == row_ids(dataset.stream("train", 16))[: len(taken)]
 
 
+@pytest.mark.parametrize("num_threads", [1, 4])
 def test_the_reader_holds_no_more_row_groups_than_lanes(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, num_threads: int
 ) -> None:
-    held = []
-    row_group = Assembler._row_group
+    living: weakref.WeakSet[Rows] = weakref.WeakSet()
+    most = []
+    load = Loader.load
 
-    def count(self: Assembler, lane: int, number: int) -> Any:
-        blocks = row_group(self, lane, number)
-        held.append(len(self._held))
-        return blocks
+    def count(self: Loader, row_group: int, epoch: int) -> Rows:
+        rows = load(self, row_group, epoch)
+        living.add(rows)
+        most.append(len(living))
+        return rows
 
-    monkeypatch.setattr(Assembler, "_row_group", count)
-    for _ in dataset.stream("train", 64, num_lanes=4):
+    monkeypatch.setattr(Loader, "load", count)
+    for _ in dataset.stream("train", 64, num_lanes=4, num_threads=num_threads):
         pass
-    assert max(held) == 4
+    assert 4 <= max(most) <= 4 + num_threads - 1
 
 
 def test_the_reader_waits_when_enough_batches_are_ready(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assembled = []
-    assemble = Assembler._assemble
-    monkeypatch.setattr(
-        Assembler,
-        "_assemble",
-        lambda self, first, last: (assembled.append(last), assemble(self, first, last))[1],
-    )
-    batches = iter(dataset.stream("train", 8, num_prefetch=2))
+    started = []
+    start = Assembler.start
+    monkeypatch.setattr(Assembler, "start", lambda self, n: (started.append(n), start(self, n))[1])
+    batches = iter(dataset.stream("train", 8, memory_bytes=least_bytes(dataset, 8)))
     next(batches)
     deadline = time.monotonic() + 20
-    while len(assembled) < 3 and time.monotonic() < deadline:
+    while len(started) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
-    # one chunk is being handed out, one is ready, one waits for room
-    assert assembled == [2, 4, 6]
+    # of the least memory: a chunk of one step is being handed out, one is ready
+    assert started == [0, 1]
 
 
 def test_waiting_is_measured(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    read_stacks = RowGroupReader.read_stacks
+    read_table = RowGroupReader.read_table
 
-    def slow(self: RowGroupReader, *arguments: Any) -> Any:
-        time.sleep(0.02)
-        return read_stacks(self, *arguments)
+    def slow(self: RowGroupReader, row_group: int) -> Any:
+        time.sleep(0.05)
+        return read_table(self, row_group)
 
-    monkeypatch.setattr(RowGroupReader, "read_stacks", slow)
+    monkeypatch.setattr(RowGroupReader, "read_table", slow)
     stream = dataset.stream("train", 32)
     assert stream.wait_seconds == 0.0
     began = time.perf_counter()
@@ -419,13 +439,10 @@ def shaped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
 
 @pytest.mark.parametrize("tail", ["drop", "mask"])
 @pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("num_prefetch", [1, 4])
-def test_both_layouts_give_the_same_batches(
-    shaped: dict[str, Dataset], tail: Any, shuffle: bool, num_prefetch: int
-) -> None:
+def test_both_layouts_give_the_same_batches(shaped: dict[str, Dataset], tail: Any, shuffle: bool) -> None:
     for size in (1, 3):
         for rank in range(size):
-            options: Any = {"tail": tail, "shuffle": shuffle, "num_prefetch": num_prefetch}
+            options: Any = {"tail": tail, "shuffle": shuffle}
             streams = [
                 dataset.stream("train", 32, world=World(rank, size), **options) for dataset in shaped.values()
             ]
