@@ -459,6 +459,17 @@ class NotPicklable(ConfigError):
         )
 
 
+class DatasetsDiffer(DataError):
+    """Datasets that can't be mixed, because a number would not mean the same in each."""
+
+    def __init__(self, first: str, other: str, what: str) -> None:
+        super().__init__(
+            f"The datasets `{first}` and `{other}` can't be mixed: their {what} differ, so that the same "
+            f"number would mean different things in one batch. Way out: prepare `{other}` again in the same "
+            f"layout with fitted=open_dataset(…).features of `{first}`."
+        )
+
+
 class TooFewRows(DataError):
     """A split that has not one step."""
 

@@ -145,7 +145,6 @@ def _interleave(
 ) -> None:
     """Put scalar columns side by side: shape [rows, len(names)]."""
     scalars = {column.name: array for column, array in values.items() if not column.members}
-    blocks = [(column, array) for column, array in values.items() if column.members]
     if all(name in scalars for name in names):
         by_column = np.empty((len(names), len(target)), target.dtype)
         for name, into in zip(names, by_column, strict=True):
@@ -156,8 +155,9 @@ def _interleave(
         # torch transposes in tiles, which is twice as fast as numpy
         torch.from_numpy(target).copy_(torch.from_numpy(by_column).t())
         return
-    for column, array in blocks:
-        if wanted := [i for i, name in enumerate(names) if name in column.members]:
-            sources = [column.members.index(names[i]) for i in wanted]
+    for column, array in values.items():
+        members = column.members or (column.name,)
+        if wanted := [i for i, name in enumerate(names) if name in members]:
             rows = array if order is None else np.take(array, order, axis=0, mode="clip")
-            target[:, wanted] = rows[:, sources]
+            sources = [members.index(names[i]) for i in wanted]
+            target[:, wanted] = rows[:, sources] if column.members else rows[:, None]
