@@ -511,6 +511,17 @@ class StreamStateMismatch(DataError):
         )
 
 
+class WorkerProcess(SparktrainError, RuntimeError):
+    """A stream in a worker process of a torch `DataLoader`."""
+
+    # torch raises it again from the text alone; where that fails, as here, it keeps the text.
+    def __init__(self) -> None:
+        super().__init__(
+            "The DataLoader has num_workers above 0. The stream reads ahead in threads of its own, and a "
+            "worker's copy of it would begin each epoch anew: give num_workers=0 and batch_size=None."
+        )
+
+
 class StreamMoved(SparktrainError, RuntimeError):
     """An iteration that goes on although the stream was moved under it."""
 

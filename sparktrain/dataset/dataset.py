@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from sparktrain.dataset.load import OnBadData
     from sparktrain.dataset.stream import Stream
     from sparktrain.dataset.where import Where
+
+logger = logging.getLogger(__name__)
 
 LATEST_FILE = "latest.json"
 
@@ -223,14 +226,19 @@ class Dataset:
         self._split(split)
         return spark_frame(spark, self.path, self.manifest, split, self._names(columns))
 
-    def verify(self) -> None:
+    def verify(self, on_bad_data: OnBadData = "fail") -> None:
         """Hold every file's size and footer against the manifest; reads no row.
+
+        Args:
+            on_bad_data: "mask" only warns of a part that can't be read, as a stream goes on without it, as
+                long as the split has one that can.
 
         Raises:
             SchemaMismatch: when the only fault is that columns differ, in the same way in all the parts it
             names. DatasetInvalid: with everything else, all at once.
         """
         problems: list[str] = []
+        unusable: dict[str, str] = {}
         differing: dict[SchemaDifference, list[str]] = {}
         try:
             self._read_features()
@@ -241,10 +249,17 @@ class Dataset:
                 with open_part(self.path, part) as file:
                     difference = SchemaDifference.between(file.schema_arrow, self.manifest.schema)
             except FileUnusable as error:
-                problems.append(str(error))
+                unusable[part.path] = str(error)
                 continue
             if any(difference):
                 differing.setdefault(difference, []).append(part.path)
+        for split in self.manifest.splits.values():
+            bad = [unusable[part.path] for part in split.parts if part.path in unusable]
+            if on_bad_data == "fail" or len(bad) == len(split.parts):
+                problems += bad
+            else:
+                for problem in bad:
+                    logger.warning("%s: its rows will be masked", problem)
         mismatches = [difference.error(", ".join(paths)) for difference, paths in differing.items()]
         if len(mismatches) == 1 and not problems:
             raise mismatches[0]

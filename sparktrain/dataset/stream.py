@@ -21,7 +21,7 @@ from sparktrain.dataset.load import Loader, OnBadData
 from sparktrain.dataset.manifest import SOURCE_COLUMN, WEIGHT_COLUMN
 from sparktrain.dataset.prefetch import ReadAhead
 from sparktrain.dataset.schedule import Schedule
-from sparktrain.errors import ConfigError, StreamMoved, StreamStateMismatch
+from sparktrain.errors import ConfigError, StreamMoved, StreamStateMismatch, WorkerProcess
 from sparktrain.world import World
 
 Batch = dict[str, torch.Tensor]
@@ -92,11 +92,7 @@ class Stream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         if get_worker_info() is not None:
-            problem = (
-                "num_workers is not 0; the stream reads ahead in threads of its own, and a worker's copy "
-                "of it would begin each epoch anew: give the DataLoader num_workers=0, batch_size=None"
-            )
-            raise ConfigError([problem], "the DataLoader's arguments")
+            raise WorkerProcess()
         self._iteration += 1  # an older iteration must not move the cursor any more
         return self._rest_of_epoch(self._iteration)
 

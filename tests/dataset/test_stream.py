@@ -3,6 +3,7 @@
 import gc
 import json
 import multiprocessing
+import pickle
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from sparktrain.dataset import Dataset, Stream
 from sparktrain.dataset.assemble import Assembler
@@ -495,3 +497,77 @@ def test_batches_do_not_change_after_they_were_handed_out(shaped: dict[str, Data
             stream = dataset.stream("train", 32, shuffle=shuffle)
             kept = [(batch, {name: values.clone() for name, values in batch.items()}) for batch in stream]
             assert all(torch.equal(batch[name], copy[name]) for batch, copy in kept for name in copy)
+
+
+@pytest.mark.parametrize("options", [{}, {"tail": "mask"}, {"tail": "repeat"}, {"shuffle": False}])
+@pytest.mark.parametrize("where", [None, [("row_id", "<", 200)]])
+def test_explain_names_the_rows_of_a_batch(dataset: Dataset, options: Any, where: Any) -> None:
+    ids = iter(dataset.to_arrow("train")["row_id"].to_pylist())
+    stored = {
+        (part.path, group, row): next(ids)
+        for part in dataset.manifest.splits["train"].parts
+        for group, count in enumerate(part.row_groups)
+        for row in range(count)
+    }
+    stream = dataset.stream("train", 32, where=where, **options)
+    for epoch in range(2):
+        for step, batch in enumerate(stream):
+            told = stream.explain(step, epoch).to_pylist()
+            assert [stored[t["part"], t["row_group"], t["row"]] for t in told] == batch["row_id"].tolist()
+            assert [not t["is_padding"] for t in told] == (batch["row_weight"] > 0).tolist()
+
+
+def test_explain_tells_the_rank_that_gets_a_row(dataset: Dataset) -> None:
+    ranks = [dataset.stream("train", 32, world=World(rank, 3)) for rank in range(3)]
+    told = ranks[1].explain(4)["rank"].to_pylist()
+    assert told == sorted(told)
+    assert [told.count(rank) for rank in range(3)] == [stream.rows_per_step for stream in ranks]
+    with pytest.raises(ConfigError, match="step 99 of epoch 0; an epoch has the steps 0 to 8"):
+        ranks[0].explain(99)
+
+
+def test_kept_batches_stay_out_of_the_memory_that_is_used_again(dataset: Dataset) -> None:
+    stream = dataset.stream("train", 16, memory_bytes=least_bytes(dataset, 16))
+    pointers: set[int] = set()
+    kept = []
+    for number, batch in enumerate(stream):
+        pointers.add(batch["row_id"].data_ptr())
+        if number % 9 == 0:
+            kept.append((batch["row_id"], batch["row_id"].clone()))
+    assert all(torch.equal(values, copy) for values, copy in kept)
+    assert len(pointers) < stream.steps_per_epoch, "no memory was used again"
+
+
+def test_headroom_is_the_share_of_the_time_that_nobody_waits(dataset: Dataset) -> None:
+    stream = dataset.stream("train", 32)
+    assert stream.headroom == 1.0
+    for _ in stream:
+        time.sleep(0.01)
+    assert stream.num_batches == stream.steps_per_epoch
+    assert stream.compute_seconds >= 0.01 * stream.num_batches
+    together = stream.compute_seconds + stream.wait_seconds
+    assert stream.headroom == pytest.approx(stream.compute_seconds / together)
+    assert 0.3 < stream.headroom < 1.0
+
+
+def test_a_data_loader_takes_the_stream_as_it_is(dataset: Dataset) -> None:
+    stream = dataset.stream("train", 32)
+    loader: DataLoader[Any] = DataLoader(stream, batch_size=None)
+    assert len(loader) == stream.steps_per_epoch
+    plain = dataset.stream("train", 32)
+    for _ in range(2):
+        assert row_ids(loader) == row_ids(plain)
+    assert stream.state_dict() == plain.state_dict()
+
+
+def test_worker_processes_are_refused_in_words(dataset: Dataset) -> None:
+    loader: DataLoader[Any] = DataLoader(dataset.stream("train", 32), batch_size=None, num_workers=1)
+    with pytest.raises(RuntimeError, match=r"num_workers above 0.* own, and .*give num_workers=0"):
+        next(iter(loader))
+
+
+def test_a_stream_and_its_dataset_can_be_sent_to_another_process(dataset: Dataset) -> None:
+    stream = dataset.stream("train", 32)
+    list(stream)
+    copied = pickle.loads(pickle.dumps(stream))
+    assert row_ids(copied) == row_ids(stream)
