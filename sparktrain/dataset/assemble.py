@@ -11,6 +11,7 @@ from itertools import accumulate, pairwise
 from weakref import WeakValueDictionary
 
 import numpy as np
+import pyarrow as pa
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
@@ -31,12 +32,14 @@ class Chunk:
         num_steps: how many; arrays may have room for more.
         arrays: for each stack [columns, steps, rows, *shape].
         weights: float32 of shape [steps, rows]: 1.0 for a row, 0.0 for padding.
+        texts: for each column of text and step the strings from an offset on, in no order.
         sources: int32 of shape [steps, rows]: which dataset of a mixture a row is of; None without one.
     """
 
     num_steps: int
     arrays: Sequence[Array]
     weights: NDArray[np.float32]
+    texts: list[list[list[tuple[int, pa.Array]]]]
     sources: NDArray[np.int32] | None = None
 
 
@@ -111,7 +114,10 @@ class Assembler:
         if self._with_sources:
             by_row = np.repeat([feed.source for feed in feeds], [feed.share.width for feed in feeds])
             sources = np.broadcast_to(by_row.astype(np.int32), shape).copy()
-        return Chunk(last - first, arrays, np.ones(shape, np.float32), sources)
+        texts: list[list[list[tuple[int, pa.Array]]]] = [
+            [[] for _ in range(first, last)] for _ in self._delivery.texts
+        ]
+        return Chunk(last - first, arrays, np.ones(shape, np.float32), texts, sources)
 
     def fill(self, chunk: Chunk, number: int, place: int, loaders: Sequence[Loader]) -> None:
         """Copy the rows of the feed at `place` to chunk `number`; chunk by chunk, in order."""
@@ -124,6 +130,8 @@ class Assembler:
                 rows = self._rows(place, (feed.source, segment.epoch, copy.row_group), loader)
                 step = copy.step + segment.shift - first
                 _copy_rows(copy, step, plan.lane_rows, rows.arrays, chunk.arrays)
+                for strings, pieces in zip(rows.texts, chunk.texts, strict=True):
+                    _add_texts(copy, step, plan.lane_rows, strings, pieces)
                 if rows.is_bad or (copy.is_padding and plan.tail == "mask"):
                     width = slice(copy.offset, copy.offset + copy.width)
                     chunk.weights[step : step + copy.num_steps, width] = 0.0
@@ -161,6 +169,17 @@ def _copy_rows(copy: Copy, step: int, stride: int, source: Sequence[Array], chun
             target[:, 0] = array[:, copy.start : copy.start + copy.width]
         else:
             target[:] = _every(array, copy, stride)
+
+
+def _add_texts(
+    copy: Copy, step: int, stride: int, strings: pa.Array, pieces: Sequence[list[tuple[int, pa.Array]]]
+) -> None:
+    for i in range(copy.num_steps):
+        if copy.is_padding:
+            piece = strings.take(pa.array([copy.start] * copy.width))
+        else:
+            piece = strings.slice(copy.start + i * stride, copy.width)
+        pieces[step + i].append((copy.offset, piece))
 
 
 def _every(array: Array, copy: Copy, stride: int) -> Array:

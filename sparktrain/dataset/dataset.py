@@ -134,6 +134,7 @@ class Dataset:
         tail: Tail = "drop",
         columns: Sequence[str] | None = None,
         pack: Mapping[str, Sequence[str]] | None = None,
+        pad: Mapping[str, int] | None = None,
         where: Where | None = None,
         shuffle: bool = True,
         num_threads: int = 2,
@@ -151,15 +152,19 @@ class Dataset:
             seed: of the order; every epoch has another one.
             tail: "drop" leaves out the rows of an incomplete last step, "repeat" fills it up with rows that
                 were there before, "mask" pads it with rows of weight 0.
-            columns: to read; None reads all but text.
+            columns: to read; None reads all but text. Text comes as its bytes in UTF-8: `text` (uint8, of all
+                rows, one after another) and `text_offsets` (int64 [rows + 1], where each row begins).
             pack: columns of one dtype to put side by side: {"x": ["a", "b"]} gives `x` of shape [rows, 2] in
                 the place of `a` and `b`. Costs nothing where a block has them in this order.
+            pad: columns of text to cut off or fill up with zeros: {"text": 64} gives `text` (uint8
+                [rows, 64]) and `text_length` (int64 [rows], bytes that are not filling).
             where: rows to take: terms (column, operator, value) that must all hold, such as
                 [("month", "<=", 10)]; operators are ==, !=, <, <=, >, >=, in, not in. The columns are read
                 once when the stream is made, to count the rows.
             shuffle: False reads row groups and rows as they are stored, in each lane.
             num_threads: that read, decode and assemble.
-            memory_bytes: that the stream may use for it, at most; None: 1 GiB, or what it needs at least.
+            memory_bytes: that the stream may use for it, at most, text not counted; None: 1 GiB, or what it
+                needs at least.
             on_bad_data: when a row group can't be read: "fail" raises, "mask" gives its rows the weight 0.
             verify: "first" holds pages against their checksums when this `Dataset` reads them for the first
                 time, "always" each time.
@@ -167,7 +172,7 @@ class Dataset:
         Raises:
             TooFewRows: when an epoch would have no step.
             NameUnknown: for a split or column that does not exist.
-            ConfigError: for arguments that don't fit together, or a column of text.
+            ConfigError: for arguments that don't fit together.
         """
         from sparktrain.dataset.inputs import make_input
         from sparktrain.dataset.schedule import SingleSplit
@@ -190,7 +195,7 @@ class Dataset:
         return Stream(
             [given],
             SingleSplit(plan, given.source),
-            self.delivery(columns, pack),
+            self.delivery(columns, pack, pad),
             world=world or World(),
             num_threads=num_threads,
             memory_bytes=memory_bytes,
@@ -298,13 +303,16 @@ class Dataset:
         return known if names is None else list(dict.fromkeys(names))
 
     def delivery(
-        self, columns: Sequence[str] | None = None, pack: Mapping[str, Sequence[str]] | None = None
+        self,
+        columns: Sequence[str] | None = None,
+        pack: Mapping[str, Sequence[str]] | None = None,
+        pad: Mapping[str, int] | None = None,
     ) -> Delivery:
         """Say how batches with these columns are made; the arguments are those of `stream`.
 
         Raises:
             NameUnknown: for a column that does not exist.
-            ConfigError: for a column of text, and for columns that can't be packed.
+            ConfigError: for columns that can't be packed or padded.
         """
         from sparktrain.dataset.delivery import Delivery  # it needs torch
 
@@ -313,13 +321,17 @@ class Dataset:
         members = self._names([name for packed in pack.values() for name in packed])
         problems = list(_packing_problems(pack, specs, columns))
         chosen = [name for name in self._names(columns) if name not in members]
-        text = [name for name in chosen if specs[name].dtype == "string"]
-        if columns is not None:
-            problems += [f"column `{n}` is text, a stream gives numbers; read it by `to_arrow`" for n in text]
+        pad = dict(pad or {})
+        self._names(list(pad))
+        text = [name for name in specs if specs[name].dtype == "string"]
+        texts = {
+            name: pad.get(name) for name in text if name in pad or (columns is not None and name in chosen)
+        }
+        names = [name for name in chosen if name not in text]
+        problems += _text_problems(pad, texts, [*names, *pack])
         if problems:
             raise ConfigError(problems, "the stream's columns")
-        names = [name for name in chosen if name not in text]
-        return Delivery.of(self.manifest.columns, self.manifest.layout, names, pack)
+        return Delivery.of(self.manifest.columns, self.manifest.layout, names, pack, texts)
 
 
 def _packing_problems(
@@ -336,3 +348,16 @@ def _packing_problems(
         taken = {WEIGHT_COLUMN, SOURCE_COLUMN, *(specs if columns is None else columns)}
         if name in taken - set(packed):
             yield f"pack has {name}, which another column of the batch is called; choose another name"
+
+
+def _text_problems(
+    pad: Mapping[str, int], texts: Mapping[str, int | None], taken: Sequence[str]
+) -> Iterator[str]:
+    for name, width in pad.items():
+        if name not in texts:
+            yield f"pad has {name}, which is no column of text"
+        elif width < 1:
+            yield f"pad has {name}={width}; give 1 byte or more"
+    for name in texts:
+        if clash := {f"{name}_offsets", f"{name}_length"} & {*taken, *texts}:
+            yield f"column `{clash.pop()}` is called as what `{name}` brings with it; leave one of them out"

@@ -64,11 +64,13 @@ class Delivery:
         stored: columns to read.
         stacks: arrays to read them into.
         views: what each name of a batch is, in the order asked for.
+        texts: columns of text, which come as bytes: the width to pad each to, None for values and offsets.
     """
 
     stored: tuple[StoredColumn, ...]
     stacks: tuple[Stack, ...]
     views: dict[str, View]
+    texts: dict[str, int | None]
 
     @classmethod
     def of(
@@ -77,10 +79,11 @@ class Delivery:
         layout: Layout,
         names: Sequence[str],
         pack: Mapping[str, Sequence[str]],
+        texts: Mapping[str, int | None],
     ) -> Delivery:
-        """Plan the delivery of the columns `names`, and of those that `pack` puts side by side."""
+        """Plan the delivery of the columns `names`, of those that are packed, and of texts."""
         members = [name for packed in pack.values() for name in packed]
-        stored = stored_columns(specs, layout, [*names, *members])
+        stored = stored_columns(specs, layout, [*names, *members, *texts])
         by_name = {name: column for column in stored for name in column.members or (column.name,)}
         apart = {name for name, packed in pack.items() if _inside_block(by_name, packed) is None}
         whole = [*names, *(m for name, packed in pack.items() if name not in apart for m in packed)]
@@ -102,7 +105,7 @@ class Delivery:
                 stacks.append(Stack(by_name[packed[0]].dtype, (len(packed),), packed=tuple(packed)))
             else:
                 views[name] = View(*places[by_name[packed[0]]], _inside_block(by_name, packed))
-        return cls(stored, tuple(stacks), views)
+        return cls(stored, tuple(stacks), views, dict(texts))
 
     @property
     def row_bytes(self) -> int:
@@ -111,7 +114,11 @@ class Delivery:
 
     def fill(self, targets: Sequence[Array], table: pa.Table, order: IntArray | None) -> None:
         """Read the rows `order` of a table (None: all, as stored) into one array for each stack."""
-        values = {column: column.values(table.column(column.name)) for column in self.stored}
+        values = {
+            column: column.values(table.column(column.name))
+            for column in self.stored
+            if column.name not in self.texts
+        }
         for stack, target in zip(self.stacks, targets, strict=True):
             if stack.packed:
                 _interleave(target[0], stack.packed, values, order)
@@ -121,6 +128,11 @@ class Delivery:
                     into[:] = values[column]
                 else:  # mode "raise", the default, would copy once more
                     np.take(values[column], order, axis=0, out=into, mode="clip")
+
+    def texts_of(self, table: pa.Table, order: IntArray | None) -> list[pa.Array]:
+        """Return the rows `order` of each column of text."""
+        columns = [table.column(name).combine_chunks() for name in self.texts]
+        return columns if order is None else [column.take(pa.array(order)) for column in columns]
 
     def batches(self, arrays: Sequence[Array]) -> Iterator[dict[str, torch.Tensor]]:
         """Cut one array [columns, steps, rows, *shape] for each stack into the batches of its steps."""

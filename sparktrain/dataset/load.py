@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from sparktrain.dataset.buffers import Buffers
 from sparktrain.dataset.delivery import Array, Delivery
@@ -27,11 +28,13 @@ class Rows:
     Attributes:
         arrays: one of shape [columns, rows, *shape] for each stack.
         memory: what `arrays` are views of, and must not outlive.
+        texts: one array of strings for each column of text.
         is_bad: they could not be read, and are zeros.
     """
 
     arrays: Sequence[Array]
     memory: Sequence[Array]
+    texts: Sequence[pa.Array] = ()
     is_bad: bool = False
 
 
@@ -112,15 +115,21 @@ class Loader:
             if self._on_bad_data == "fail":
                 raise
             self._mask(row_group, error)
-            rows = self._rows(row_group, is_bad=True)
+            rows = self._rows(row_group)
             for array in rows.arrays:
                 array[:] = 0
+            rows.texts = [pa.array([""] * int(self._source.row_group_rows[row_group]))] * len(
+                self._delivery.texts
+            )
+            rows.is_bad = True
             return rows
         rows = self._rows(row_group)
-        self._delivery.fill(rows.arrays, table, self._source.rows(row_group, epoch))
+        order = self._source.rows(row_group, epoch)
+        self._delivery.fill(rows.arrays, table, order)
+        rows.texts = self._delivery.texts_of(table, order)
         return rows
 
-    def _rows(self, row_group: int, is_bad: bool = False) -> Rows:
+    def _rows(self, row_group: int) -> Rows:
         num_rows = int(self._source.row_group_rows[row_group])
         arrays, memory = [], []
         for stack in self._delivery.stacks:
@@ -129,7 +138,7 @@ class Loader:
             most = self._buffers.array((count * self._most_rows, *stack.shape), stack.dtype)
             memory.append(most)
             arrays.append(most[: count * num_rows].reshape(count, num_rows, *stack.shape))
-        return Rows(arrays, memory, is_bad)
+        return Rows(arrays, memory)
 
     def _mask(self, row_group: int, error: DatasetInvalid) -> None:
         part, inside = self._reader.locate(row_group)

@@ -38,6 +38,7 @@ def mix(
     seed: int = 0,
     columns: Sequence[str] | None = None,
     pack: Mapping[str, Sequence[str]] | None = None,
+    pad: Mapping[str, int] | None = None,
     where: Mapping[str, Where] | None = None,
     shuffle: bool = True,
     num_threads: int = 2,
@@ -109,7 +110,7 @@ def mix(
     return Stream(
         inputs,
         Mixture(plan, [given.source for given in inputs], names, phases),
-        first.delivery(columns, pack),
+        first.delivery(columns, pack, pad),
         world=world or World(),
         num_threads=num_threads,
         memory_bytes=memory_bytes,

@@ -21,6 +21,7 @@ from sparktrain.dataset.load import Loader, OnBadData
 from sparktrain.dataset.manifest import SOURCE_COLUMN, WEIGHT_COLUMN
 from sparktrain.dataset.prefetch import ReadAhead
 from sparktrain.dataset.schedule import Schedule
+from sparktrain.dataset.text import text_tensors
 from sparktrain.errors import ConfigError, StreamMoved, StreamStateMismatch, WorkerProcess
 from sparktrain.world import World
 
@@ -199,6 +200,8 @@ class Stream(IterableDataset[Batch]):
         weights = torch.from_numpy(chunk.weights).unbind(0)
         sources = None if chunk.sources is None else torch.from_numpy(chunk.sources).unbind(0)
         for step, batch in zip(range(chunk.num_steps), self._delivery.batches(chunk.arrays), strict=False):
+            for (name, width), pieces in zip(self._delivery.texts.items(), chunk.texts, strict=True):
+                batch |= text_tensors(name, width, pieces[step])
             batch[WEIGHT_COLUMN] = weights[step]
             if sources is not None:
                 batch[SOURCE_COLUMN] = sources[step]

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -485,10 +485,50 @@ def test_some_columns_of_a_block_can_be_chosen(shaped: dict[str, Dataset], layou
         assert all(torch.equal(some[name], every[name]) for name in names)
 
 
-def test_text_is_never_streamed(shaped: dict[str, Dataset]) -> None:
+@pytest.mark.parametrize("tail", ["drop", "repeat", "mask"])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_text_comes_as_bytes_where_it_is_asked_for(
+    shaped: dict[str, Dataset], tail: Any, shuffle: bool
+) -> None:
+    options: Any = {"columns": ["row_id", "text"], "tail": tail, "shuffle": shuffle}
     for dataset in shaped.values():
-        with pytest.raises(ConfigError, match="column `text` is text, a stream gives numbers; read it by"):
-            dataset.stream("train", 32, columns=["row_id", "text"])
+        for size in (1, 3):
+            for rank in range(size):
+                for batch in dataset.stream("train", 32, world=World(rank, size), **options):
+                    assert list(batch) == ["row_id", "text", "text_offsets", "row_weight"]
+                    offsets = batch["text_offsets"].tolist()
+                    whole = bytes(batch["text"].tolist())
+                    assert (batch["text"].dtype, batch["text_offsets"].dtype) == (torch.uint8, torch.int64)
+                    texts = [whole[i:j].decode() for i, j in pairwise(offsets)]
+                    assert texts == [f"row {row}" for row in batch["row_id"].tolist()]
+                    assert offsets[-1] == len(whole)
+
+
+def test_text_can_be_padded(shaped: dict[str, Dataset]) -> None:
+    for width in (5, 12):
+        for dataset in shaped.values():
+            for batch in dataset.stream("train", 32, pad={"text": width}):
+                assert batch["text"].shape == (32, width) and "numeric_0" in batch
+                for row, padded, length in zip(
+                    batch["row_id"].tolist(),
+                    batch["text"].tolist(),
+                    batch["text_length"].tolist(),
+                    strict=True,
+                ):
+                    text = f"row {row}".encode()[:width]
+                    assert (bytes(padded[:length]), length) == (text, len(text))
+                    assert not any(padded[length:])
+
+
+def test_text_is_left_out_unless_asked_for_and_padded_in_words(shaped: dict[str, Dataset]) -> None:
+    dataset = shaped["columns"]
+    assert not any(name.startswith("text") for name in next(iter(dataset.stream("train", 32))))
+    for pad, said in (
+        ({"text": 0}, "text=0; give 1 byte"),
+        ({"label": 4}, "label, which is no column of text"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            dataset.stream("train", 32, pad=pad)
 
 
 def test_batches_do_not_change_after_they_were_handed_out(shaped: dict[str, Dataset]) -> None:
