@@ -11,6 +11,8 @@ _CHUNKS_AHEAD = 4
 _CHUNKS_IN_USE = 2  # the one whose batches are being taken, and the one before: somebody holds its last batch
 _DEFAULT_BYTES = 1 << 30
 
+WEIGHT_BYTES = 4  # of a row, that a batch has beside its columns
+
 
 class Budget(NamedTuple):
     """What a stream may hold.

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from sparktrain.dataset.assemble import Assembler, Chunk, Chunks
-from sparktrain.dataset.budget import Budget
+from sparktrain.dataset.budget import WEIGHT_BYTES, Budget
 from sparktrain.dataset.buffers import Buffers
 from sparktrain.dataset.delivery import Delivery
 from sparktrain.dataset.inputs import Input
@@ -79,7 +79,7 @@ class Stream(IterableDataset[Batch]):
         row_bytes = delivery.row_bytes
         self._budget = Budget.of(
             row_group_bytes=max(int(i.source.row_group_rows.max()) for i in inputs) * row_bytes,
-            step_bytes=self.rows_per_step * (row_bytes + 4),
+            step_bytes=self.rows_per_step * (row_bytes + WEIGHT_BYTES),
             num_lanes=len(self._shares),
             num_threads=num_threads,
             memory_bytes=memory_bytes,
