@@ -24,7 +24,8 @@ def batches(directory: str, batch_size: int, queue_rows: int) -> Iterator[dict[s
         yield from BatchedDataLoader(reader, batch_size=batch_size, shuffling_queue_capacity=queue_rows)
 
 
-def read(directory: str, batch_size: int, queue_rows: int) -> tuple[int, float]:
+def read(directory: str, batch_size: int, queue_rows: int, torch_threads: int) -> tuple[int, float]:
+    torch.set_num_threads(torch_threads)  # its queue is made of tensors
     started = time.perf_counter()
     rows = 0
     for batch in batches(directory, batch_size, queue_rows):
