@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(3600)
 
 ROW_GROUP = 16_384
 QUEUE_ROWS = 200_000
-# What Hugging Face reads of an epoch; its queue is the smaller one, or filling it would take most of the time.
+# What Hugging Face may take for an epoch; its queue is smaller, or filling it would take most of that.
 TRY_SECONDS, MOST_SECONDS = 4.0, 10.0
 SMALL_QUEUE_ROWS = 50_000
 
