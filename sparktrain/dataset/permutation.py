@@ -31,16 +31,63 @@ def permutation(size: int, key: int) -> NDArray[np.int64]:
     So one array of plain words is sorted, which is more than twice as fast as an argsort, and no two are
     equal: the order depends on no sort's treatment of ties.
     """
-    low = np.uint64((1 << max(size - 1, 0).bit_length()) - 1)
-    words = np.arange(1, size + 1, dtype=np.uint64)
-    words *= np.uint64(_GAMMA)
-    words += np.uint64(key)
-    _mix(words)
+    words, low = _hashes(size, key), _low_bits(size)
     words &= ~low
     words |= np.arange(size, dtype=np.uint64)
     words.sort()
     words &= low
     return words.view(np.int64)
+
+
+def spread(size: int, num_lanes: int, key: int) -> NDArray[np.int64]:
+    """Return the numbers 0..size-1 in an order that, cut into equal lanes, has each lane elsewhere: [size].
+
+    The numbers are cut into as many strata, neighbours together, as there are lanes. Each round takes one of
+    every stratum, drawn at random, and deals them to the lanes at random. So at any time the lanes are at
+    numbers from all over: what lies together in storage (a day, a label) makes up no more of a batch than of
+    the whole. A plain random order has draws that agree by chance (stratified against simple random
+    sampling: W. G. Cochran, "Sampling Techniques", ch. 5).
+    """
+    lanes = min(num_lanes, size)
+    if lanes < 2:
+        return permutation(size, key)
+    rounds = size // lanes
+    strata = np.arange(size, dtype=np.uint64) * np.uint64(lanes) // np.uint64(size)
+    shift = np.uint64(64 - (lanes - 1).bit_length())
+    words, low = _hashes(size, key), _low_bits(size)
+    words >>= np.uint64(64) - shift
+    words &= ~low
+    words |= strata << shift
+    words |= np.arange(size, dtype=np.uint64)
+    words.sort()  # by stratum, and at random in each
+    drawn = (words & low).view(np.int64)
+    firsts = -(-np.arange(lanes) * size // lanes)
+    sizes = np.diff([*firsts, size])
+    by_round = drawn[firsts + np.arange(rounds)[:, None]]  # [rounds, strata]
+    dealt = _hashes(by_round.size, derive_key(key)).reshape(by_round.shape)
+    dealt &= ~_low_bits(lanes)
+    dealt |= np.arange(lanes, dtype=np.uint64)
+    dealt.sort(axis=1)
+    dealt &= _low_bits(lanes)
+    order = np.take_along_axis(by_round, dealt.view(np.int64), axis=1).T.ravel()
+    over = drawn[(firsts + rounds)[sizes > rounds]]
+    over = over[permutation(len(over), derive_key(key, 1))]
+    ends = np.arange(1, lanes + 1)
+    takes_one = ends * len(over) // lanes > (ends - 1) * len(over) // lanes
+    return np.insert(order, ends[takes_one] * rounds, over)
+
+
+def _hashes(size: int, key: int) -> NDArray[np.uint64]:
+    words = np.arange(1, size + 1, dtype=np.uint64)
+    words *= np.uint64(_GAMMA)
+    words += np.uint64(key)
+    _mix(words)
+    return words
+
+
+def _low_bits(size: int) -> np.uint64:
+    """As many bits as the numbers below `size` need."""
+    return np.uint64((1 << max(size - 1, 0).bit_length()) - 1)
 
 
 def _mix(words: NDArray[np.uint64]) -> None:

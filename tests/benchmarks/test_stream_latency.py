@@ -90,7 +90,7 @@ def test_plan_of_a_million_row_groups() -> None:
     shares = plan.shares(0, 1)
 
     def first_copies(step: int) -> int:
-        order = EpochOrder.of(sizes, 0, 0)
+        order = EpochOrder.of(sizes, NUM_LANES, 0, 0)
         return sum(copy.width for share in shares for copy in plan.copies(order, share, step, step + 1))
 
     assert first_copies(plan.steps_per_epoch // 2) == BATCH
