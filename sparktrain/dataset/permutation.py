@@ -39,42 +39,40 @@ def permutation(size: int, key: int) -> NDArray[np.int64]:
     return words.view(np.int64)
 
 
-def spread(size: int, num_lanes: int, key: int) -> NDArray[np.int64]:
-    """Return the numbers 0..size-1 in an order that, cut into equal lanes, has each lane elsewhere: [size].
+def spread(rows: NDArray[np.int64], num_lanes: int, key: int) -> NDArray[np.int64]:
+    """Order row groups such that lanes, which cut the order equally, are far apart in storage all the time.
 
-    The numbers are cut into as many strata, neighbours together, as there are lanes. Each round takes one of
-    every stratum, drawn at random, and deals them to the lanes at random. So at any time the lanes are at
-    numbers from all over: what lies together in storage (a day, a label) makes up no more of a batch than of
-    the whole. A plain random order has draws that agree by chance (stratified against simple random
-    sampling: W. G. Cochran, "Sampling Techniques", ch. 5).
+    What is stored is cut into as many strata of equal rows as there are lanes, from a random row group on.
+    Each lane gets a stratum, and its row groups in a random order. So what lies together in storage (a day, a
+    label) makes up no more of a batch than of the whole, where lanes with random row groups of the whole
+    would agree by chance (W. G. Cochran, "Sampling Techniques", ch. 5: stratified random sampling).
+    Neighbouring lanes, which one rank has, get strata that are far apart: multiples of the golden ratio.
+
+    Args:
+        rows: of each row group: shape [R].
+        num_lanes: that the order will be cut into.
+        key: of the order.
+
+    Returns:
+        The numbers 0..R-1: shape [R].
     """
-    lanes = min(num_lanes, size)
-    if lanes < 2:
+    size, total = len(rows), int(rows.sum())
+    if num_lanes < 2 or total == 0:
         return permutation(size, key)
-    rounds = size // lanes
-    strata = np.arange(size, dtype=np.uint64) * np.uint64(lanes) // np.uint64(size)
-    shift = np.uint64(64 - (lanes - 1).bit_length())
-    words, low = _hashes(size, key), _low_bits(size)
+    first = derive_key(key) % size
+    before = np.cumsum(rows) - rows
+    strata = (before - before[first]) % total * num_lanes // total
+    lane_of = np.argsort(np.arange(num_lanes, dtype=np.uint64) * np.uint64(_GAMMA)).astype(np.uint64)
+    low = _low_bits(size)
+    shift = np.uint64(64 - (num_lanes - 1).bit_length())
+    words = _hashes(size, key)
     words >>= np.uint64(64) - shift
     words &= ~low
-    words |= strata << shift
+    words |= lane_of[strata] << shift
     words |= np.arange(size, dtype=np.uint64)
-    words.sort()  # by stratum, and at random in each
-    drawn = (words & low).view(np.int64)
-    firsts = -(-np.arange(lanes) * size // lanes)
-    sizes = np.diff([*firsts, size])
-    by_round = drawn[firsts + np.arange(rounds)[:, None]]  # [rounds, strata]
-    dealt = _hashes(by_round.size, derive_key(key)).reshape(by_round.shape)
-    dealt &= ~_low_bits(lanes)
-    dealt |= np.arange(lanes, dtype=np.uint64)
-    dealt.sort(axis=1)
-    dealt &= _low_bits(lanes)
-    order = np.take_along_axis(by_round, dealt.view(np.int64), axis=1).T.ravel()
-    over = drawn[(firsts + rounds)[sizes > rounds]]
-    over = over[permutation(len(over), derive_key(key, 1))]
-    ends = np.arange(1, lanes + 1)
-    takes_one = ends * len(over) // lanes > (ends - 1) * len(over) // lanes
-    return np.insert(order, ends[takes_one] * rounds, over)
+    words.sort()  # by lane, and at random in each
+    words &= low
+    return words.view(np.int64)
 
 
 def _hashes(size: int, key: int) -> NDArray[np.uint64]:

@@ -72,7 +72,8 @@ class EpochOrder:
         cls, row_group_rows: IntArray, num_lanes: int, seed: int, epoch: int, shuffle: bool = True
     ) -> EpochOrder:
         size = len(row_group_rows)
-        order = spread(size, num_lanes, derive_key(seed, epoch, _ORDER_KEY)) if shuffle else np.arange(size)
+        key = derive_key(seed, epoch, _ORDER_KEY)
+        order = spread(row_group_rows, num_lanes, key) if shuffle else np.arange(size)
         starts = np.zeros(size + 1, np.int64)
         np.cumsum(row_group_rows[order], out=starts[1:])
         return cls(order, starts)
