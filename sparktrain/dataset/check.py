@@ -42,7 +42,7 @@ from sparktrain.dataset.footers import (
 )
 from sparktrain.dataset.manifest import FEATURES_FILE, MANIFEST_FILE
 from sparktrain.dataset.plan import Plan
-from sparktrain.dataset.read import SchemaDifference, open_part
+from sparktrain.dataset.read import SchemaDifference, count_footer_chunks, open_part
 from sparktrain.errors import ConfigError, DatasetInvalid
 
 PLAIN_SPLIT = "all"  # what the rows of Parquet without manifest are called
@@ -139,7 +139,10 @@ def _check_prepared(dataset: Dataset, global_batch_size: int, num_lanes: int, ra
     plan = Plan(sum(row_groups), global_batch_size, num_lanes)
     settings = "prepare.rows_per_row_group={}", "prepare.num_parts={}"
     advice = Advice(*settings, global_batch_size, num_lanes, look.bytes_per_row)
-    gangs = [RankFigures.of(num_ranks, plan, row_groups, look.bytes_per_row) for num_ranks in ranks]
+    trained = manifest.splits[_TRAINED_SPLIT].parts if _TRAINED_SPLIT in manifest.splits else ()
+    footers = count_footer_chunks(trained, len(manifest.schema))
+    sizes = row_groups, look.bytes_per_row, footers
+    gangs = [RankFigures.of(num_ranks, plan, *sizes) for num_ranks in ranks]
 
     findings = [*look.errors, *_features_errors(dataset)]
     findings.append(judge_steps(_TRAINED_SPLIT, plan.num_rows, global_batch_size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from sparktrain.errors import DatasetChanged, DatasetInvalid, SchemaMismatch
 
 Verify = Literal["first", "always"]
 
-_MAX_OPEN_PARTS = 64
+MAX_OPEN_PARTS = 64  # of all threads together; their footers take memory
 # Without checksums a flipped bit in a page is read as wrong data; pyarrow 14 has none.
 _HAS_CHECKSUMS = "page_checksum_verification" in inspect.signature(pq.ParquetFile.__init__).parameters
 WRITE_CHECKSUMS = {"write_page_checksum": True} if _HAS_CHECKSUMS else {}
@@ -89,6 +90,12 @@ def open_part(
     return file
 
 
+def count_footer_chunks(parts: Sequence[Part], num_columns: int) -> int:
+    """Columns times row groups of as many parts as are open at once, at most."""
+    sizes = sorted((len(part.row_groups) for part in parts), reverse=True)
+    return sum(sizes[:MAX_OPEN_PARTS]) * num_columns
+
+
 class Seen:
     """What one process has found out about the parts of a dataset; threads share it.
 
@@ -97,12 +104,22 @@ class Seen:
     """
 
     def __init__(self) -> None:
-        self.footers: dict[str, pq.FileMetaData] = {}
+        self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
+        self._lock = threading.Lock()
         self.verified: set[tuple[str, int]] = set()
         self._signatures: dict[str, tuple[int, ...]] = {}
 
     def __reduce__(self) -> tuple[type[Seen], tuple[()]]:
         return Seen, ()  # another process has seen nothing yet
+
+    def footer(self, part: str) -> pq.FileMetaData | None:
+        return self._footers.get(part)
+
+    def keep_footer(self, part: str, footer: pq.FileMetaData) -> None:
+        with self._lock:
+            self._footers[part] = footer
+            if len(self._footers) > MAX_OPEN_PARTS:
+                self._footers.popitem(last=False)
 
     def is_unchanged(self, root: Path, part: Part) -> bool:
         """Whether a part is still the file that it was when this was asked first."""
@@ -124,6 +141,7 @@ class RowGroupReader:
         columns: what to read, of `stored_columns`.
         seen: shared by all readers of the dataset in this process; None: this one is alone.
         verify: "first" holds a page against its checksum when this process reads it for the first time.
+        num_threads: that read the split, each with a reader of its own.
     """
 
     def __init__(
@@ -134,6 +152,7 @@ class RowGroupReader:
         columns: Sequence[StoredColumn],
         seen: Seen | None = None,
         verify: Verify = "first",
+        num_threads: int = 1,
     ) -> None:
         self._root = root
         self._schema = manifest.schema
@@ -142,6 +161,7 @@ class RowGroupReader:
         self._first_row_groups = np.cumsum([0, *(len(part.row_groups) for part in self._parts)])
         self._seen = seen or Seen()
         self._verify = verify
+        self._max_open = max(MAX_OPEN_PARTS // num_threads, 2)
         self._open: OrderedDict[tuple[int, bool], pq.ParquetFile] = OrderedDict()
 
     def row_groups(self, part: int) -> range:
@@ -213,17 +233,17 @@ class RowGroupReader:
         if key in self._open:
             self._open.move_to_end(key)
             return self._open[key]
-        if len(self._open) >= _MAX_OPEN_PARTS:
+        if len(self._open) >= self._max_open:
             self._open.popitem(last=False)[1].close()
         part = self._parts[number]
-        footer = self._seen.footers.get(part.path)
+        footer = self._seen.footer(part.path)
         self._seen.is_unchanged(self._root, part)  # from here on
         file = open_part(self._root, part, metadata=footer, verify=verify)
         if footer is None:
             difference = SchemaDifference.between(file.schema_arrow, self._schema)
             if any(difference):
                 raise difference.error(str(self._root / part.path))
-            self._seen.footers[part.path] = file.metadata
+            self._seen.keep_footer(part.path, file.metadata)
         self._open[key] = file
         return file
 
