@@ -14,13 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sparktrain"
 
 # Each room may import itself and the rooms named here.
-FOUNDATION = {"errors", "world", "storage", "splitting", "config"}
+FOUNDATION = {"errors", "world", "file_cache", "storage", "splitting", "config"}
 ALLOWED = {
     "errors": set(),
     "world": set(),
     "splitting": set(),
     "config": {"errors", "splitting"},
-    "storage": {"errors"},
+    "file_cache": set(),
+    "storage": {"errors", "file_cache"},
     "features": {"errors", "storage"},
     "dataset": FOUNDATION | {"features"},
     "training": FOUNDATION | {"features", "dataset"},
@@ -39,6 +40,7 @@ TORCH_FREE_ROOMS = {
     "world",
     "splitting",
     "config",
+    "file_cache",
     "storage",
     "features",
     "preparation",

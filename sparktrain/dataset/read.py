@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,9 @@ from numpy.typing import NDArray
 from sparktrain.dataset.layout import StackKey, StoredColumn
 from sparktrain.dataset.manifest import Manifest, Part
 from sparktrain.dataset.plan import IntArray
+from sparktrain.dataset.remote import RemotePart, open_cached
 from sparktrain.errors import DatasetInvalid, SchemaMismatch
+from sparktrain.storage import AnyPath, RemotePath
 
 # Stored columns of one dtype and shape, stacked: (dtype, shape) -> [columns, rows, *shape].
 Stacks = dict[StackKey, NDArray[np.generic]]
@@ -59,18 +60,33 @@ def _describe(field: pa.Field) -> str:
     return f"nullable {field.type}" if field.nullable else str(field.type)
 
 
-def open_part(root: Path, part: Part) -> pq.ParquetFile:
+PartFile: TypeAlias = pq.ParquetFile | RemotePart
+
+
+def open_part(
+    root: AnyPath,
+    part: Part,
+    manifest: Manifest | None = None,
+    *,
+    metadata: pq.FileMetaData | None = None,
+    verify: bool = True,
+) -> PartFile:
     """Open a part and hold its size and footer against the manifest; reads no page.
+
+    Args:
+        root: the dataset's directory, or where it lies in an object store.
+        part: of its manifest.
+        manifest: given by who will read rows: then a part of an object store is fetched into the cache of
+            `root`, if it has one.
+        metadata: of the part's footer, if it was read before.
+        verify: whether pages are held against their checksums.
 
     Raises:
         FileUnusable: with the part's name and what is wrong.
+        StoreFailed: an object store refused, or did not answer.
     """
-    path = root / part.path
     try:
-        size_bytes = path.stat().st_size
-        if size_bytes != part.size_bytes:
-            raise FileUnusable(f"{part.path} has {size_bytes:,} bytes, the manifest says {part.size_bytes:,}")
-        file = pq.ParquetFile(path, memory_map=True, pre_buffer=False, **_VERIFY_PAGES)
+        file = _open(root, part, manifest, metadata, _VERIFY_PAGES if verify else {})
     except FileNotFoundError:
         raise FileUnusable(f"{part.path} is missing") from None
     except (pa.ArrowException, OSError) as error:
@@ -83,24 +99,49 @@ def open_part(root: Path, part: Part) -> pq.ParquetFile:
     return file
 
 
+def _open(
+    root: AnyPath,
+    part: Part,
+    manifest: Manifest | None,
+    metadata: pq.FileMetaData | None,
+    options: Mapping[str, Any],
+) -> PartFile:
+    if not isinstance(root, RemotePath):
+        path = root / part.path
+        _check_size(part, path.stat().st_size)
+        return pq.ParquetFile(path, memory_map=True, pre_buffer=False, metadata=metadata, **options)
+    if manifest is not None and (cached := open_cached(root, part, manifest, options, metadata)) is not None:
+        return cached
+    source = (root / part.path).open_input_file()
+    _check_size(part, source.size())
+    return RemotePart(root / part.path, source, options, metadata)
+
+
+def _check_size(part: Part, size_bytes: int) -> None:
+    if size_bytes != part.size_bytes:
+        raise FileUnusable(f"{part.path} has {size_bytes:,} bytes, the manifest says {part.size_bytes:,}")
+
+
 class RowGroupReader:
     """Reads row groups of one split by their number in the manifest's order. Each thread needs its own.
 
     Args:
-        root: the dataset's directory.
+        root: the dataset's directory, or where it lies in an object store.
         manifest: of the dataset.
         split: whose row groups.
         columns: what to read, of `stored_columns`.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, split: str, columns: Sequence[StoredColumn]) -> None:
+    def __init__(
+        self, root: AnyPath, manifest: Manifest, split: str, columns: Sequence[StoredColumn]
+    ) -> None:
         self._root = root
-        self._schema = manifest.schema
+        self._manifest = manifest
         self._parts = manifest.splits[split].parts
         self._columns = list(columns)
         self._names = [column.name for column in columns]
         self._first_row_groups = np.cumsum([0, *(len(part.row_groups) for part in self._parts)])
-        self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._open: OrderedDict[int, PartFile] = OrderedDict()
 
     def row_groups(self, part: int) -> range:
         """Numbers of the row groups of a part of the split."""
@@ -134,7 +175,7 @@ class RowGroupReader:
             by_key.setdefault(column.key, []).append(column.values(table.column(column.name)))
         return {key: _stack(columns, order) for key, columns in by_key.items()}
 
-    def _file(self, number: int) -> pq.ParquetFile:
+    def _file(self, number: int) -> PartFile:
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
@@ -142,10 +183,10 @@ class RowGroupReader:
             self._open.popitem(last=False)[1].close()
         part = self._parts[number]
         try:
-            file = open_part(self._root, part)
+            file = open_part(self._root, part, self._manifest)
         except FileUnusable as error:
             raise DatasetInvalid(str(self._root), str(error)) from error.__cause__
-        difference = SchemaDifference.between(file.schema_arrow, self._schema)
+        difference = SchemaDifference.between(file.schema_arrow, self._manifest.schema)
         if any(difference):
             raise difference.error(str(self._root / part.path))
         self._open[number] = file

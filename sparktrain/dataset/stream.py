@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from sparktrain.dataset.plan import EpochOrder, Plan
 from sparktrain.dataset.prefetch import ReadAhead
 from sparktrain.dataset.read import RowGroupReader
 from sparktrain.errors import ConfigError, StreamMoved, StreamStateMismatch, TooFewRows
+from sparktrain.storage import AnyPath
 from sparktrain.world import World
 
 Batch = dict[str, torch.Tensor]
@@ -46,7 +46,7 @@ class Stream:
 
     def __init__(
         self,
-        path: Path,
+        path: AnyPath,
         manifest: Manifest,
         split: str,
         plan: Plan,

@@ -30,7 +30,7 @@ from sparktrain.preparation.spooling import QUARANTINE
 from sparktrain.preparation.staging import leave, staging_directory
 from sparktrain.preparation.survey import survey
 from sparktrain.preparation.write import Written, keep_only, write_parts
-from sparktrain.storage import commit_json
+from sparktrain.storage import commit_json, local
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def append(dataset: Dataset, df: DataFrame, *, rules: Sequence[Rule] = ()) -> Da
     _check_can_grow(dataset)
     key = [name for name, _ in dataset.manifest.key]
     config = PrepareConfig.model_validate(dataset.manifest.prepare)
-    fitted, home = dataset.features, dataset.path.parent
+    home, fitted = _home(dataset), dataset.features
     targets = declared_targets(fitted)
     options = {
         "weight": fitted.weight.column if fitted.weight else None,
@@ -107,6 +107,10 @@ def append(dataset: Dataset, df: DataFrame, *, rules: Sequence[Rule] = ()) -> Da
         return open_dataset(publish(staging, home))
 
 
+def _home(dataset: Dataset) -> Path:
+    return local(dataset.path, "append").parent
+
+
 def _check_can_grow(dataset: Dataset) -> None:
     dataset.verify()
     _check_is_newest(dataset)
@@ -117,10 +121,11 @@ def _check_can_grow(dataset: Dataset) -> None:
 
 def _check_is_newest(dataset: Dataset) -> None:
     """Two versions of one origin would each lack the other's rows."""
-    newest = open_dataset(dataset.path.parent)
+    home = _home(dataset)
+    newest = open_dataset(home)
     if newest.fingerprint != dataset.fingerprint:
         problem = f"it is not the newest version any more, which is {newest.fingerprint}"
-        way_out = f"append to open_dataset({str(dataset.path.parent)!r})"
+        way_out = f"append to open_dataset({str(home)!r})"
         raise DatasetInvalid(str(dataset.path), problem, way_out)
 
 
@@ -155,17 +160,18 @@ def _reject(staging: Path, home: Path) -> str | None:
 
 def _share(dataset: Dataset, staging: Path) -> None:
     """Put the old parts and the old quarantine beside the new ones."""
-    parts = [dataset.path / part.path for s in dataset.manifest.splits.values() for part in s.parts]
-    quarantine = sorted((dataset.path / QUARANTINE).glob("*.parquet"))
+    directory = local(dataset.path, "append")
+    parts = [directory / part.path for s in dataset.manifest.splits.values() for part in s.parts]
+    quarantine = sorted((directory / QUARANTINE).glob("*.parquet"))
     for source in [*parts, *quarantine]:
-        target = staging / source.relative_to(dataset.path)
+        target = staging / source.relative_to(directory)
         target.parent.mkdir(exist_ok=True)
         try:
             os.link(source, target)
         except OSError:  # another file system, or one without links
             shutil.copyfile(source, target)
     for name in (FEATURES_FILE, EXAMPLES_FILE):
-        shutil.copyfile(dataset.path / name, staging / name)
+        shutil.copyfile(directory / name, staging / name)
 
 
 def _write_description(
