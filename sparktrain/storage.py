@@ -35,6 +35,7 @@ REQUEST_TIMEOUT_SECONDS = 10.0  # without a byte; curl's average lags, so that a
 CONNECT_TIMEOUT_SECONDS = 5.0
 _GCS_RETRY_SECONDS = 120  # in all; the client's default is 15 minutes
 
+_SHORTEST_SECRET = 6  # what is shorter would be found in every word
 _URI = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _SHOWN_OPTIONS = {"endpoint_override", "scheme", "region"}  # any other may be a secret
 _RETRIED = re.compile(
@@ -112,10 +113,14 @@ def path_of(address: str | Path | RemotePath, cache: FileCache | None = None) ->
         return RemotePath(address.uri, address.inside, cache or address.cache)
     if isinstance(address, Path) or not _URI.match(address):
         return Path(address)
-    parts = urlsplit(address)
-    if parts.scheme.lower() == "file":
-        return Path(unquote(parts.path))
-    return RemotePath(address, cache=cache)
+    scheme = address.partition(":")[0].lower()
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # where a slash cut the credentials short, half a secret is taken for it
+    except ValueError:
+        problem = "it is no URI; `/`, `@` and `:` in credentials must be written as %2F, %40 and %3A"
+        raise StoreUriInvalid(f"{scheme}://***", problem) from None
+    return Path(unquote(parts.path)) if scheme == "file" else RemotePath(address, cache=cache)
 
 
 def local(path: AnyPath, what: str) -> Path:
@@ -220,10 +225,11 @@ class RemotePath:
 
     def _without_secrets(self, text: str) -> str:
         parts = urlsplit(self.uri)
-        secrets = re.split("[:]", parts.netloc.rpartition("@")[0])
+        secrets = parts.netloc.rpartition("@")[0].split(":")
         secrets += [value for key, value in parse_qsl(parts.query) if key not in _SHOWN_OPTIONS]
-        for secret in filter(None, secrets):
-            text = text.replace(secret, "***").replace(unquote(secret), "***")
+        for secret in {*secrets, *map(unquote, secrets)}:
+            if len(secret) >= _SHORTEST_SECRET:
+                text = text.replace(secret, "***")
         return text
 
 
@@ -256,7 +262,7 @@ def _connect_s3(uri: str) -> tuple[fs.FileSystem, str]:
 
     parts = urlsplit(uri)
     user, _, bucket = parts.netloc.rpartition("@")
-    options: dict[str, Any] = {key: _option(value) for key, value in parse_qsl(parts.query)}
+    options: dict[str, Any] = {key: _option(key, value) for key, value in parse_qsl(parts.query)}
     if user:
         key, _, secret = user.partition(":")
         options |= {"access_key": unquote(key), "secret_key": unquote(secret)}
@@ -269,8 +275,10 @@ def _connect_s3(uri: str) -> tuple[fs.FileSystem, str]:
         "request_timeout": REQUEST_TIMEOUT_SECONDS,
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,
     }
-    return fs.S3FileSystem(**settings, **options), f"{bucket}{unquote(parts.path)}".rstrip("/")
+    return fs.S3FileSystem(**settings | options), f"{bucket}{unquote(parts.path)}".rstrip("/")
 
 
-def _option(value: str) -> str | bool:
+def _option(key: str, value: str) -> str | bool | float:
+    if key.endswith("_timeout"):
+        return float(value)
     return {"true": True, "false": False}.get(value.lower(), value)
