@@ -27,7 +27,6 @@ from sparktrain.dataset.manifest import FEATURES_FILE, MANIFEST_FILE
 from sparktrain.dataset.read import WRITE_CHECKSUMS, RowGroupReader
 from sparktrain.dataset.statistics import STATISTICS_FILE, Statistics
 from sparktrain.errors import EXIT_INFRASTRUCTURE, DatasetInvalid, NotLocal, StoreFailed
-from sparktrain.storage import RemotePath
 from sparktrain.testing import write_tiny_dataset
 from tests.fixtures.object_store import ENVIRONMENT, SECRET, Fault, ObjectStore, object_store
 from tests.fixtures.read_remote import read_rows
