@@ -27,19 +27,30 @@ def derive_key(*parts: int) -> int:
 def permutation(size: int, key: int) -> NDArray[np.int64]:
     """Return the numbers 0..size-1 in an order fixed by `key`: shape [size].
 
-    splitmix64 is a bijection of 64-bit words, so that no two positions have the same hash: the order depends
-    on no sort's treatment of ties.
+    They are sorted by their hashes; the low bits of a hash, as many as a number has, give way to the number.
+    So one array of plain words is sorted, which is more than twice as fast as an argsort, and no two are
+    equal: the order depends on no sort's treatment of ties.
     """
-    states = np.arange(1, size + 1, dtype=np.uint64)
-    states *= np.uint64(_GAMMA)
-    states += np.uint64(key)
-    return np.argsort(_mix(states)).astype(np.int64, copy=False)
+    low = np.uint64((1 << max(size - 1, 0).bit_length()) - 1)
+    words = np.arange(1, size + 1, dtype=np.uint64)
+    words *= np.uint64(_GAMMA)
+    words += np.uint64(key)
+    _mix(words)
+    words &= ~low
+    words |= np.arange(size, dtype=np.uint64)
+    words.sort()
+    words &= low
+    return words.view(np.int64)
 
 
-def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(_FIRST)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(_SECOND)
-    return words ^ (words >> np.uint64(31))
+def _mix(words: NDArray[np.uint64]) -> None:
+    """Hash in place: these are the stream's hottest loops after decoding."""
+    shifted = words >> np.uint64(30)
+    words ^= shifted
+    words *= np.uint64(_FIRST)
+    words ^= np.right_shift(words, np.uint64(27), out=shifted)
+    words *= np.uint64(_SECOND)
+    words ^= np.right_shift(words, np.uint64(31), out=shifted)
 
 
 def _mix_int(word: int) -> int:

@@ -73,7 +73,7 @@ class RemotePart:
 
 
 class CachedPart(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
-    """A part that was fetched whole into a cache, memory-mapped; it stays there until `close`.
+    """A part that was fetched whole into a cache; it stays there until `close`.
 
     When a row group can't be read, the copy is deleted, and the part is read from its store from then on.
     """
@@ -86,7 +86,7 @@ class CachedPart(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
         options: Mapping[str, Any],
         metadata: pq.FileMetaData | None,
     ) -> None:
-        super().__init__(cached.path, memory_map=True, pre_buffer=False, metadata=metadata, **options)
+        super().__init__(cached.path, memory_map=False, pre_buffer=False, metadata=metadata, **options)
         self._cache, self._cached, self._path, self._options = cache, cached, path, options
         self._instead: RemotePart | None = None
 
@@ -104,7 +104,7 @@ class CachedPart(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
             except (pa.ArrowException, OSError):
                 self._cache.discard(self._cached)
                 source = self._path.open_input_file()
-                self._instead = RemotePart(self._path, source, self._options, None)
+                self._instead = RemotePart(self._path, source, dict.fromkeys(self._options, True), None)
         return self._instead.read_row_groups(numbers, columns, use_threads)
 
     def close(self, force: bool = False) -> None:

@@ -390,6 +390,7 @@ def test_a_damaged_copy_is_replaced(both: tuple[Dataset, str], store: ObjectStor
     footer.write_bytes(sound[footer][:-4] + b"NOPE")
     length.write_bytes(sound[length][:-1])
     store.forget()
+    remote = open_dataset(uri, cache=tmp_path / "cache")  # one that has verified nothing yet
     assert_equal_batches(remote, dataset)
     assert store.num_gets() > 0
     assert remote.to_arrow("train") == dataset.to_arrow("train")
