@@ -16,33 +16,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
-from sparktrain.errors import NotLocal, StorageUnwritable, StoreFailed, StoreUriInvalid
+from sparktrain.errors import NotLocal, StorageUnwritable, StoreFailed
 from sparktrain.file_cache import FileCache
+from sparktrain.object_store import check_uri, connect, count_tries, is_from_store, shown, without_secrets
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow import fs
 
-# Of a store that speaks S3. Arrow's client tries again after a time-out, a reset, a body cut short, 408, 429
-# and 5xx, with growing pauses. Its own default, 3 tries of 3 seconds, is what a busy store exceeds.
-MAX_TRIES = 5
-REQUEST_TIMEOUT_SECONDS = 10.0  # without a byte; curl's average lags, so that a stalled body takes about 17
-CONNECT_TIMEOUT_SECONDS = 5.0
-_GCS_RETRY_SECONDS = 120  # in all; the client's default is 15 minutes
-
-_SHORTEST_SECRET = 6  # what is shorter would be found in every word
 _URI = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_SHOWN_OPTIONS = {"endpoint_override", "scheme", "region"}  # any other may be a secret
-_RETRIED = re.compile(
-    r"AWS Error (SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|SLOW_DOWN|THROTTLING|NETWORK_CONNECTION"
-    r"|REQUEST_LIMIT_EXCEEDED|BANDWIDTH_LIMIT_EXCEEDED|UNKNOWN \(HTTP status 5\d\d\))"
-)
-_FROM_STORE = re.compile(r"AWS Error|curlCode|google::cloud|Azure|HDFS|HTTP|[Tt]imed? ?out")
 
 
 def to_json(value: object) -> str:
@@ -113,14 +99,10 @@ def path_of(address: str | Path | RemotePath, cache: FileCache | None = None) ->
         return RemotePath(address.uri, address.inside, cache or address.cache)
     if isinstance(address, Path) or not _URI.match(address):
         return Path(address)
-    scheme = address.partition(":")[0].lower()
-    try:
-        parts = urlsplit(address)
-        _ = parts.port  # where a slash cut the credentials short, half a secret is taken for it
-    except ValueError:
-        problem = "it is no URI; `/`, `@` and `:` in credentials must be written as %2F, %40 and %3A"
-        raise StoreUriInvalid(f"{scheme}://***", problem) from None
-    return Path(unquote(parts.path)) if scheme == "file" else RemotePath(address, cache=cache)
+    check_uri(address)
+    if address.lower().startswith("file:"):
+        return Path(unquote(urlsplit(address).path))
+    return RemotePath(address, cache=cache)
 
 
 def local(path: AnyPath, what: str) -> Path:
@@ -155,13 +137,7 @@ class RemotePath:
         return RemotePath(self.uri, str(PurePosixPath(self.inside) / name), self.cache)
 
     def __str__(self) -> str:
-        parts = urlsplit(self.uri)
-        _, at, host = parts.netloc.rpartition("@")
-        query = "&".join(
-            f"{key}={value if key in _SHOWN_OPTIONS else '***'}" for key, value in parse_qsl(parts.query)
-        )
-        path = f"{parts.path.rstrip('/')}/{self.inside}".rstrip("/")
-        return urlunsplit((parts.scheme, f"***@{host}" if at else host, path, query, ""))
+        return shown(self.uri, self.inside)
 
     def resolve(self) -> RemotePath:
         """It is the same from everywhere."""
@@ -204,15 +180,12 @@ class RemotePath:
             raise FileNotFoundError(errno.ENOENT, "no such object", str(self)) from None
         except (OSError, pa.ArrowException) as error:
             reason = str(error).partition("\n")[0].strip().rstrip(":")
-            if not _FROM_STORE.search(reason):
+            if not is_from_store(reason):
                 raise
-            tries: int | None = None  # other clients retry by rules of their own
-            if "AWS Error" in reason:
-                tries = MAX_TRIES if _RETRIED.search(reason) else 1
-            shown = f"{what} of {self}" if what else str(self)
-            raise StoreFailed(
-                shown, self._without_secrets(reason), tries, time.monotonic() - started
-            ) from None
+            seconds = time.monotonic() - started
+            place = f"{what} of {self}" if what else str(self)
+            said = without_secrets(reason, self.uri)
+            raise StoreFailed(place, said, count_tries(reason), seconds) from None
 
     def _type(self) -> str:
         with self.failures():
@@ -220,65 +193,8 @@ class RemotePath:
             return str(filesystem.get_file_info(path).type.name)
 
     def _place(self) -> tuple[fs.FileSystem, str]:
-        filesystem, base = _connect(os.getpid(), self.uri)
+        filesystem, base = connect(self.uri)
         return filesystem, f"{base}/{self.inside}".rstrip("/")
-
-    def _without_secrets(self, text: str) -> str:
-        parts = urlsplit(self.uri)
-        secrets = parts.netloc.rpartition("@")[0].split(":")
-        secrets += [value for key, value in parse_qsl(parts.query) if key not in _SHOWN_OPTIONS]
-        for secret in {*secrets, *map(unquote, secrets)}:
-            if len(secret) >= _SHORTEST_SECRET:
-                text = text.replace(secret, "***")
-        return text
 
 
 AnyPath: TypeAlias = Path | RemotePath
-
-
-@lru_cache(maxsize=16)
-def _connect(process: int, uri: str) -> tuple[fs.FileSystem, str]:
-    """Make the file system of a URI, once a process, since a connection does not outlive a fork."""
-    import pyarrow as pa
-    from pyarrow import fs
-
-    scheme = uri.partition(":")[0].lower()
-    try:
-        if scheme == "s3":
-            return _connect_s3(uri)
-        if scheme in ("gs", "gcs") and "retry_limit_seconds" not in uri:
-            uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds={_GCS_RETRY_SECONDS}"
-        filesystem, base = fs.FileSystem.from_uri(uri)
-    except (ValueError, TypeError, NotImplementedError, pa.ArrowException) as error:
-        # Arrow's text has the whole URI in it, and the traceback would show it.
-        problem = type(error).__name__ if "://" in str(error) else str(error).partition("\n")[0]
-        raise StoreUriInvalid(str(RemotePath(uri)), problem) from None
-    return filesystem, base.rstrip("/")
-
-
-def _connect_s3(uri: str) -> tuple[fs.FileSystem, str]:
-    """`from_uri` takes no number of tries and no time-outs."""
-    from pyarrow import fs
-
-    parts = urlsplit(uri)
-    user, _, bucket = parts.netloc.rpartition("@")
-    options: dict[str, Any] = {key: _option(key, value) for key, value in parse_qsl(parts.query)}
-    if user:
-        key, _, secret = user.partition(":")
-        options |= {"access_key": unquote(key), "secret_key": unquote(secret)}
-    if "endpoint_override" not in options:
-        options["region"] = options.get("region") or fs.resolve_s3_region(bucket)
-    elif not {"AWS_REGION", "AWS_DEFAULT_REGION"} & os.environ.keys():
-        options.setdefault("region", "us-east-1")  # without any, the client asks EC2, for seconds
-    settings: dict[str, Any] = {
-        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=MAX_TRIES),
-        "request_timeout": REQUEST_TIMEOUT_SECONDS,
-        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-    }
-    return fs.S3FileSystem(**settings | options), f"{bucket}{unquote(parts.path)}".rstrip("/")
-
-
-def _option(key: str, value: str) -> str | bool | float:
-    if key.endswith("_timeout"):
-        return float(value)
-    return {"true": True, "false": False}.get(value.lower(), value)
