@@ -183,6 +183,17 @@ def test_a_footer_is_read_once_and_a_row_group_is_one_get(
     assert store.bytes_of() <= total + NUM_PARTS * 65_536
 
 
+def test_epochs_share_the_footers(both: tuple[Dataset, str], store: ObjectStore) -> None:
+    dataset, uri = both
+    remote = open_dataset(uri)
+    store.forget()
+    stream = remote.stream("train", 64, num_lanes=8, num_threads=1)
+    for _ in range(2):
+        assert len(list(stream)) > 50
+    sizes = [part_bytes(dataset, number) for number in range(NUM_PARTS)]
+    assert sum(get.first + get.num_bytes in sizes for get in store.gets) == NUM_PARTS
+
+
 def test_a_column_costs_less_than_all_of_them(both: tuple[Dataset, str], store: ObjectStore) -> None:
     remote = open_dataset(both[1])
     store.forget()
@@ -264,6 +275,16 @@ def test_a_fault_that_does_not_pass_is_not_tried_again(
         first_row_group(open_dataset(both[1]))
     assert fault.fired == 1
     assert SECRET not in str(caught.value)
+
+
+def test_what_a_store_refuses_is_no_bad_data_to_be_masked(
+    both: tuple[Dataset, str], store: ObjectStore
+) -> None:
+    fault = Fault("status", ONE_PART, status=403)
+    store.faults.append(fault)
+    with pytest.raises(StoreFailed):
+        list(open_dataset(both[1]).stream("train", 64, on_bad_data="mask"))
+    assert fault.fired >= 1
 
 
 def test_credentials_in_the_uri_are_used_and_shown_nowhere(
