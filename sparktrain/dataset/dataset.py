@@ -57,7 +57,7 @@ def open_dataset(
         path: of the directory, or the URI of one in an object store, such as "s3://bucket/flights".
         cache: a directory on a local disk, where parts that are read from an object store are kept; processes
             and datasets can share it. A local dataset needs none, and ignores it.
-        cache_bytes: that the cache may grow to; what was not used for longest makes room. Let it have room for
+        cache_bytes: that the cache may grow to; what was not used for longest makes room. It needs room for
             all that a run reads: else some parts are read from the store, and some fetched again and again.
 
     Raises:
