@@ -99,7 +99,7 @@ class Assembler:
         self._num_rows = sum(feed.share.width for feed in chunks.feeds[0])
         self._held: dict[int, tuple[Key, Rows]] = {}  # place of a feed -> what it takes rows from
         self._loaded: WeakValueDictionary[Key, Rows] = WeakValueDictionary()
-        self._orders: dict[tuple[int, int], EpochOrder] = {}
+        self._orders: dict[tuple[int, int, int], EpochOrder] = {}
         self._ordering = threading.Lock()
 
     def start(self, number: int) -> Chunk:
@@ -125,7 +125,7 @@ class Assembler:
         feed = feeds[place]
         loader, plan = loaders[feed.source], feed.plan
         for segment in feed.segments(first, last):
-            order = self._order(feed.source, segment.epoch)
+            order = self._order(feed.source, segment.epoch, plan.num_lanes)
             for copy in plan.copies(order, feed.share, segment.first, segment.last):
                 rows = self._rows(place, (feed.source, segment.epoch, copy.row_group), loader)
                 step = copy.step + segment.shift - first
@@ -148,14 +148,14 @@ class Assembler:
         self._held[place] = (key, rows)
         return rows
 
-    def _order(self, source: int, epoch: int) -> EpochOrder:
+    def _order(self, source: int, epoch: int, num_lanes: int) -> EpochOrder:
         with self._ordering:  # one thread computes it, the others want the same
-            key = (source, epoch)
+            key = (source, epoch, num_lanes)
             if key not in self._orders:
-                old = [(s, e) for s, e in self._orders if s == source and e < epoch - 1]
+                old = [(s, e, n) for s, e, n in self._orders if s == source and e < epoch - 1]
                 for passed in old:
                     del self._orders[passed]
-                self._orders[key] = self._sources[source].order(epoch)
+                self._orders[key] = self._sources[source].order(epoch, num_lanes)
             return self._orders[key]
 
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from sparktrain.errors import ConfigError
 
-_MAX_STEPS_PER_CHUNK = 8
+_MAX_STEPS_PER_CHUNK = 32
+_GOOD_CHUNK_BYTES = 16 << 20  # larger ones save no more of Python's share
 _CHUNKS_AHEAD = 4
 _CHUNKS_IN_USE = 2  # the one whose batches are being taken, and the one before: somebody holds its last batch
 _DEFAULT_BYTES = 1 << 30
@@ -63,6 +64,7 @@ class Budget(NamedTuple):
                 "the stream's arguments",
             )
         steps = ((memory_bytes or max(_DEFAULT_BYTES, least)) - fixed) // step_bytes
-        per_chunk = max(min(steps // (_CHUNKS_AHEAD + _CHUNKS_IN_USE), _MAX_STEPS_PER_CHUNK), 1)
+        most = min(_MAX_STEPS_PER_CHUNK, _GOOD_CHUNK_BYTES // step_bytes)
+        per_chunk = max(min(steps // (_CHUNKS_AHEAD + _CHUNKS_IN_USE), most), 1)
         ahead = max(min(steps // per_chunk - _CHUNKS_IN_USE, _CHUNKS_AHEAD), 1)
         return cls(per_chunk, ahead, fixed + step_bytes * per_chunk * (ahead + _CHUNKS_IN_USE))

@@ -77,7 +77,7 @@ def mixed_row_groups(plan: Plan, row_groups: Sequence[int]) -> float:
     """Return how many row groups a global batch has rows of: the mean of some steps of the first epoch."""
     if plan.steps_per_epoch == 0:
         return 0.0
-    order = EpochOrder.of(np.array(row_groups, np.int64), seed=0, epoch=0)
+    order = EpochOrder.of(np.array(row_groups, np.int64), plan.num_lanes, seed=0, epoch=0)
     steps = range(0, plan.steps_per_epoch, max(plan.steps_per_epoch // _NUM_STEPS_LOOKED_AT, 1))
     counts = [len(np.unique(order.locate(plan.global_positions(step)[0])[0])) for step in steps]
     return float(np.mean(counts))

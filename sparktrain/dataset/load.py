@@ -56,8 +56,8 @@ class Source:
     meaning: Mapping[str, Any]
     selected: Sequence[IntArray] | None = None
 
-    def order(self, epoch: int) -> EpochOrder:
-        return EpochOrder.of(self.row_group_rows, self.seed, epoch, self.shuffle)
+    def order(self, epoch: int, num_lanes: int) -> EpochOrder:
+        return EpochOrder.of(self.row_group_rows, num_lanes, self.seed, epoch, self.shuffle)
 
     def rows(self, row_group: int, epoch: int) -> IntArray | None:
         """Return the stored rows of a row group in the epoch's order; None: all, as they are stored."""
@@ -67,9 +67,9 @@ class Source:
         order = row_order(int(self.row_group_rows[row_group]), row_group, self.seed, epoch)
         return order if selected is None else selected[order]
 
-    def locate(self, epoch: int, positions: IntArray) -> tuple[IntArray, IntArray]:
+    def locate(self, epoch: int, num_lanes: int, positions: IntArray) -> tuple[IntArray, IntArray]:
         """Return the row group of each position of an epoch's order, and its row there, as it is stored."""
-        row_groups, rows = self.order(epoch).locate(positions)
+        row_groups, rows = self.order(epoch, num_lanes).locate(positions)
         stored = rows.copy()
         for row_group in np.unique(row_groups):
             if (order := self.rows(int(row_group), epoch)) is not None:

@@ -180,7 +180,8 @@ class Mixture:
             positions, _ = run.plan.global_positions(inside)
             here = np.repeat(lanes == number, lane_rows)
             source_of[here] = number
-            row_groups[here], rows[here] = source.locate(run.epoch + passed, positions)
+            located = source.locate(run.epoch + passed, run.plan.num_lanes, positions)
+            row_groups[here], rows[here] = located
         return Origins(source_of, row_groups, rows, np.zeros(len(rows), np.bool_))
 
     def _feed(self, begin: int, step: int, share: LaneShare) -> Feed:

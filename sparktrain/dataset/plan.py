@@ -1,7 +1,8 @@
 """Who reads which rows at which step: pure functions of integers, no list of rows.
 
 An epoch puts the row groups in an order of its own. L lanes cut that order into equal intervals, and a global
-batch of G rows takes the next m = G/L rows of every lane. Ranks share the positions of the global batch; the
+batch of G rows takes the next m = G/L rows of every lane; the order is such that the lanes are far apart in
+storage. Ranks share the positions of the global batch; the
 plan itself knows no world size, so that every world size sees the same global batches, and all ranks have
 equal steps.
 """
@@ -16,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sparktrain.dataset.permutation import derive_key, permutation
+from sparktrain.dataset.permutation import derive_key, permutation, spread
 from sparktrain.errors import ConfigError
 
 Tail = Literal["drop", "repeat", "mask"]
@@ -67,9 +68,12 @@ class EpochOrder:
     starts: IntArray
 
     @classmethod
-    def of(cls, row_group_rows: IntArray, seed: int, epoch: int, shuffle: bool = True) -> EpochOrder:
+    def of(
+        cls, row_group_rows: IntArray, num_lanes: int, seed: int, epoch: int, shuffle: bool = True
+    ) -> EpochOrder:
         size = len(row_group_rows)
-        order = permutation(size, derive_key(seed, epoch, _ORDER_KEY)) if shuffle else np.arange(size)
+        key = derive_key(seed, epoch, _ORDER_KEY)
+        order = spread(row_group_rows, num_lanes, key) if shuffle else np.arange(size)
         starts = np.zeros(size + 1, np.int64)
         np.cumsum(row_group_rows[order], out=starts[1:])
         return cls(order, starts)

@@ -101,5 +101,5 @@ class SingleSplit:
 
     def origins(self, epoch: int, step: int) -> Origins:
         positions, is_padding = self.plan.global_positions(step)
-        row_group, row = self.source.locate(epoch, positions)
+        row_group, row = self.source.locate(epoch, self.plan.num_lanes, positions)
         return Origins(np.zeros_like(row), row_group, row, is_padding)

@@ -51,7 +51,7 @@ def make(
     num_lanes, lane_rows = batch
     rows = np.array(row_groups)
     plan = Plan(int(rows.sum()), num_lanes * lane_rows, num_lanes, tail)
-    return plan, EpochOrder.of(rows, seed=7, epoch=epoch, shuffle=shuffle)
+    return plan, EpochOrder.of(rows, num_lanes, seed=7, epoch=epoch, shuffle=shuffle)
 
 
 @given(
@@ -167,7 +167,7 @@ def test_without_shuffling_one_lane_keeps_the_stored_order() -> None:
 def test_a_million_row_groups_are_planned_and_sought_by_arithmetic() -> None:
     rows = np.full(1_000_000, 16_384)
     rows[::3] = 5
-    order = EpochOrder.of(rows, seed=1, epoch=2)
+    order = EpochOrder.of(rows, 64, seed=1, epoch=2)
     plan = Plan(int(rows.sum()), 65_536, 64)
     assert order.starts[-1] == plan.num_rows
     step = plan.steps_per_epoch - 1
