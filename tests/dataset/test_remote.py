@@ -27,6 +27,7 @@ from sparktrain.dataset.read import WRITE_CHECKSUMS, RowGroupReader
 from sparktrain.dataset.statistics import STATISTICS_FILE, Statistics
 from sparktrain.errors import EXIT_INFRASTRUCTURE, DatasetInvalid, NotLocal, StoreFailed
 from sparktrain.object_store import MAX_TRIES
+from sparktrain.preparation import append
 from sparktrain.testing import write_tiny_dataset
 from tests.fixtures.object_store import ENVIRONMENT, SECRET, Fault, ObjectStore, object_store
 from tests.fixtures.read_remote import read_rows
@@ -150,6 +151,8 @@ def test_what_needs_a_directory_refuses_a_remote_dataset(both: tuple[Dataset, st
     remote = open_dataset(both[1])
     with pytest.raises(NotLocal, match=r"to_spark needs a directory.*copy_files"):
         remote.to_spark(None, "train")  # type: ignore[arg-type]
+    with pytest.raises(NotLocal, match=r"append needs a directory"):
+        append(remote, None)  # type: ignore[arg-type]
     with pytest.raises(NotLocal, match=r"Parquet files without a manifest needs a directory"):
         check_dataset(f"{both[1].partition('?')[0]}/train?{both[1].partition('?')[2]}", 64, 8)
 
