@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from sparktrain.dataset.manifest import Manifest
 from sparktrain.dataset.read import RowGroupReader, Seen, Verify, count_footer_chunks
 from sparktrain.dataset.where import Where, check_where, select_rows
 from sparktrain.errors import ConfigError
+from sparktrain.storage import AnyPath
 
 OpenReader = Callable[..., RowGroupReader]
 
@@ -38,7 +38,7 @@ class Input(NamedTuple):
 
 
 def make_input(
-    root: Path,
+    root: AnyPath,
     manifest: Manifest,
     split: str,
     seen: Seen,

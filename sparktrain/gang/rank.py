@@ -16,6 +16,7 @@ from sparktrain.config import TrainConfig
 from sparktrain.dataset import open_dataset
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.events import EventWriter
+from sparktrain.storage import AnyPath
 from sparktrain.training.checkpoint import verify_checkpoint
 from sparktrain.training.evaluate import Evaluation
 from sparktrain.training.loop import Loop
@@ -29,12 +30,12 @@ class RunSpec:
 
     Attributes:
         run_dir: absolute, seen by driver and ranks.
-        dataset: directory of the dataset, likewise.
+        dataset: directory of the dataset, likewise, or where it lies in an object store.
         resume_from: a checkpoint's directory, the same for every rank; None: from the start.
     """
 
     run_dir: Path
-    dataset: Path
+    dataset: AnyPath
     task: TrainTask
     config: TrainConfig
     resume_from: Path | None
