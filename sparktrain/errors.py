@@ -489,6 +489,18 @@ class StreamStateMismatch(DataError):
         )
 
 
+class PetastormCannotSeek(DataError):
+    """A place within an epoch was asked for, and Petastorm begins each epoch at its first row."""
+
+    def __init__(self, epoch: object, step: object) -> None:
+        super().__init__(
+            f"Petastorm can't go to step {step} of epoch {epoch}: its readers begin an epoch at the first "
+            "row group and know no other place. Start from an epoch's end (leave "
+            "train.checkpoint_every_steps empty), or start the run anew with data.reader=sparktrain, which "
+            "goes to any step."
+        )
+
+
 class StreamMoved(SparktrainError, RuntimeError):
     """An iteration that goes on although the stream was moved under it."""
 

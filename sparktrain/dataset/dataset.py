@@ -32,13 +32,17 @@ from sparktrain.world import World
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+    from sparktrain.config import Reader
     from sparktrain.dataset.stream import Stream
 
 LATEST_FILE = "latest.json"
 
 
-def open_dataset(path: Path | str) -> Dataset:
+def open_dataset(path: Path | str, reader: Reader = "sparktrain") -> Dataset:
     """Open a dataset's directory, or the directory above it, whose latest.json names the newest one.
+
+    Args:
+        reader: what reads its streams; with "petastorm" these lack what `dataset.petastorm_reader` says.
 
     Raises:
         DatasetInvalid: when there is no committed dataset.
@@ -46,6 +50,10 @@ def open_dataset(path: Path | str) -> Dataset:
     directory = Path(path)
     if (directory / LATEST_FILE).is_file() and not (directory / MANIFEST_FILE).is_file():
         directory = directory / _latest(directory)
+    if reader == "petastorm":
+        from sparktrain.dataset.petastorm_reader import PetastormDataset  # it needs torch
+
+        return PetastormDataset(directory, Manifest.load(directory))
     return Dataset(directory, Manifest.load(directory))
 
 

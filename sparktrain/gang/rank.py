@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sparktrain.config import TrainConfig
+from sparktrain.config import Reader, TrainConfig
 from sparktrain.dataset import open_dataset
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.events import EventWriter
@@ -31,6 +31,7 @@ class RunSpec:
         run_dir: absolute, seen by driver and ranks.
         dataset: directory of the dataset, likewise.
         resume_from: a checkpoint's directory, the same for every rank; None: from the start.
+        reader: what reads the dataset's streams.
     """
 
     run_dir: Path
@@ -38,6 +39,7 @@ class RunSpec:
     task: TrainTask
     config: TrainConfig
     resume_from: Path | None
+    reader: Reader = "sparktrain"
 
 
 def train_rank(spec: RunSpec) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def train_rank(spec: RunSpec) -> dict[str, Any]:
     world = World.from_environment()
     run = RunDirectory(spec.run_dir)
     saved = verify_checkpoint(spec.resume_from) if spec.resume_from else None
-    dataset = open_dataset(spec.dataset)
+    dataset = open_dataset(spec.dataset, spec.reader)
     with EventWriter(run.events, world.rank, world.attempt) as emit:
         loop = Loop(spec.task, dataset, spec.config, world, run.checkpoints, emit)
         outcome = loop.run(saved)
