@@ -182,6 +182,17 @@ class SourceMissing(DataError):
         super().__init__(f"There is no file at {path}. Give a {kind} file, a directory of them or a glob.")
 
 
+class CellsUnreadable(DataError):
+    """A column of encoded arrays, as Petastorm writes them, that can't be decoded."""
+
+    def __init__(self, column: str, problem: str) -> None:
+        super().__init__(
+            f"The column `{column}` can't be decoded: {problem}. Its values must be numpy's files of "
+            "numbers, all of one dtype and, unless they have one dimension, of one shape. Leave the column "
+            "out (columns=), or write it again."
+        )
+
+
 class ColumnsReordered(DataError):
     """A file that has the declared columns in another order."""
 

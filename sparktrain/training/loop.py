@@ -126,10 +126,10 @@ class Loop:
         mean.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient_norm or math.inf)
         self.optimizer.step()
-        self.window.add(total.detach(), norm, rate)
+        self.window.add(total.detach(), batch["row_weight"].sum(), norm, rate)
 
     def _log_window(self) -> None:
-        values = self.window.close(self.stream, self.config.global_batch_size)
+        values = self.window.close(self.stream)
         if not values:
             return
         # Both are of all ranks together, so that all of them stop here. A finite loss can have an infinite
