@@ -210,7 +210,7 @@ def stop_after_first_epoch(dataset: Path, config: TrainConfig, directory: Path) 
 
 @pytest.mark.spark
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_a_whole_job_trains_through_petastorm(tmp_path: Path) -> None:
     options = ["prepare.source.fraction=0.03", "train.epochs=2", "train.global_batch_size=512"]
     options += ["data.reader=petastorm", f"storage.root={tmp_path / 'out'}"]
@@ -220,7 +220,7 @@ def test_a_whole_job_trains_through_petastorm(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=220,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -148,7 +148,7 @@ def test_prepare_makes_a_dataset_of_it(spark: SparkSession, tmp_path: Path) -> N
             assert np.array_equal(batch["matrix"][0], expected["matrix"])
             assert np.array_equal(batch["image"][0], expected["image"])
             assert np.abs(batch["photo"][0].numpy().astype(int) - expected["photo"]).max() <= 2
-            assert batch["label" if "label" in batch else "late"][0] == expected["late"]
+            assert batch["late"][0] == expected["late"]
             seen.append(number)
     assert sorted(seen) == list(range(NUM_ROWS))
 
