@@ -87,11 +87,12 @@ def read_petastorm(spark: SparkSession, path: str, columns: Sequence[str] | None
     """
     try:
         frame = spark.read.parquet(str(path))
+        known = frame.columns
     except AnalysisException as error:
         raise SourceMissing(str(path), "Parquet") from error
     for name in columns or ():
-        if name not in frame.columns:
-            raise NameUnknown("column", name, frame.columns, str(path))
+        if name not in known:
+            raise NameUnknown("column", name, known, str(path))
     if columns is not None:
         frame = frame.select([_column(name) for name in columns])
     cells = {
