@@ -160,8 +160,15 @@ def train_rank(dataset: Path, config: TrainConfig, directory: Path, attempt: int
     loop = Loop(
         TinyTask(dropout=0.3), opened, config, world, directory, lambda event: events.append({**event})
     )
+    ledger: list[list[int]] = []  # by step: rows that were trained on, without padding
+
+    def note(model: torch.nn.Module, inputs: Any) -> None:
+        if model.training:
+            ledger.append(real_rows([inputs[0]]))
+
+    loop.model.register_forward_pre_hook(note)
     outcome = loop.run(newest_valid(directory))
-    return {"steps": outcome.steps, "metrics": outcome.metrics, "events": events, "seen": loop.model.seen}
+    return {"steps": outcome.steps, "metrics": outcome.metrics, "events": events, "ledger": ledger}
 
 
 @pytest.mark.ranks
