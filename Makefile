@@ -4,6 +4,7 @@ ARGS ?=
 
 bin := .venv/bin
 installed := .venv/.installed
+installed_bench := .venv/.installed-bench
 
 # Spark 3.5, as managed platforms and Petastorm have it: the same code in an environment of its own.
 bin35 := .venv-spark35/bin
@@ -48,7 +49,7 @@ format: $(installed)  ## correct formatting and what the linter can correct by i
 type: $(installed)  ## check types, strictly
 	@$(bin)/mypy --strict sparktrain
 
-bench: check-java $(installed)  ## run the benchmarks and print their tables
+bench: check-java $(installed_bench)  ## run the benchmarks and print their tables (Petastorm: make venv-spark35 first)
 	@$(bin)/pytest -s -p no:cacheprovider tests/benchmarks $(ARGS)
 
 wheel: $(installed)  ## build dist/*.whl and check that it holds sparktrain and nothing else
@@ -71,6 +72,10 @@ $(installed): pyproject.toml constraints.txt
 	@echo "Installing into .venv: a few minutes the first time, 2 GB or more."
 	@'$(PYTHON)' -m venv .venv
 	@$(bin)/pip install -qq --disable-pip-version-check --no-input -c constraints.txt -e '.[flights,dev]'
+	@touch $@
+
+$(installed_bench): $(installed)
+	@$(bin)/pip install -qq --disable-pip-version-check --no-input -c constraints.txt -e '.[bench]'
 	@touch $@
 
 $(installed35): pyproject.toml constraints-spark35.txt

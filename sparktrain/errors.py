@@ -235,6 +235,17 @@ class DatasetInvalid(DataError):
         super().__init__(f"The dataset at {path} can't be used:{listed}Way out: {way_out}.")
 
 
+class DatasetChanged(DataError):
+    """A part that became another file while a process was reading the dataset."""
+
+    def __init__(self, path: str, part: str) -> None:
+        super().__init__(
+            f"The dataset at {path} changed under the run: {part} is not the file that was read before. "
+            "Way out: a dataset is never written to after its preparation; put the old file back and resume, "
+            "or prepare into a directory of its own and start a new run."
+        )
+
+
 class StorageUnwritable(SparktrainError):
     """A directory that this run must write to, and can't."""
 
@@ -459,6 +470,17 @@ class NotPicklable(ConfigError):
         )
 
 
+class DatasetsDiffer(DataError):
+    """Datasets that can't be mixed, because a number would not mean the same in each."""
+
+    def __init__(self, first: str, other: str, what: str) -> None:
+        super().__init__(
+            f"The datasets `{first}` and `{other}` can't be mixed: their {what} differ, so that the same "
+            f"number would mean different things in one batch. Way out: prepare `{other}` again in the same "
+            f"layout with fitted=open_dataset(…).features of `{first}`."
+        )
+
+
 class TooFewRows(DataError):
     """A split that has not one step."""
 
@@ -509,6 +531,17 @@ class PetastormCannotSeek(DataError):
             "row group and know no other place. Start from an epoch's end (leave "
             "train.checkpoint_every_steps empty), or start the run anew with data.reader=sparktrain, which "
             "goes to any step."
+        )
+
+
+class WorkerProcess(SparktrainError, RuntimeError):
+    """A stream in a worker process of a torch `DataLoader`."""
+
+    # torch raises it again from the text alone; where that fails, as here, it keeps the text.
+    def __init__(self) -> None:
+        super().__init__(
+            "The DataLoader has num_workers above 0. The stream reads ahead in threads of its own, and a "
+            "worker's copy of it would begin each epoch anew: give num_workers=0 and batch_size=None."
         )
 
 

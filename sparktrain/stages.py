@@ -37,7 +37,7 @@ from sparktrain.gang.blame import user_lines
 from sparktrain.gang.launch import check_slots
 from sparktrain.gang.supervise import TrainResult, check_metric, check_training, describe_dataset, train
 from sparktrain.preparation import append, prepare
-from sparktrain.runs.connection import check_tracking, resolve_tracking_uri
+from sparktrain.runs.connection import check_tracking, resolve_tracking_uri, sqlite_file
 from sparktrain.training.task import TrainTask
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,8 @@ def check_model(config: Config) -> None:
     from sparktrain.scoring.lookup import find_model
 
     uri = resolve_tracking_uri(config.tracking, config.storage.root)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
         raise ModelNotFound(config.model_uri, uri, {})  # before the first training there is no database
     find_model(config.model_uri, uri)
 

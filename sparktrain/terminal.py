@@ -138,9 +138,8 @@ def _change(shift: tuple[float, float] | None, form: str) -> str:
 
 def training_table(result: Mapping[str, Any]) -> Table:
     """The test metrics beside the reference's, the run, the model, and the seconds."""
-    table = Table(title="training", title_justify="left", title_style="bold")
-    for column in ("metric", "model, test", "logistic regression, test", "model, validation"):
-        table.add_column(column, justify="left" if column == "metric" else "right")
+    columns = "metric", "model, test", "logistic regression, test", "model, validation"
+    table = _figures("training", *columns)
     metrics: Mapping[str, float] = result["metrics"]
     names = dict.fromkeys(key.partition("/")[2] for key in metrics)
     for name in names:

@@ -12,7 +12,7 @@ import yaml
 from pyspark.sql import SparkSession
 
 import sparktrain
-from sparktrain import features, preparation
+from sparktrain import dataset, features, preparation
 from sparktrain.config import all_keys
 from sparktrain.dataset import Dataset, Stream
 from tests.fixtures.write_petastorm_dataset import DATASET
@@ -56,9 +56,9 @@ def test_the_settings_of_the_migration_exist() -> None:
 
 
 def test_the_calls_of_the_migration_exist() -> None:
-    homes = (sparktrain, features, preparation, Dataset, Stream)
+    homes = (sparktrain, dataset, features, preparation, Dataset, Stream)
     called = set(re.findall(r"`([A-Za-z_]+)\(", " ".join(cells())))
-    assert {"prepare", "read_petastorm", "stream", "Vector", "to_arrow"} <= called
+    assert {"prepare", "read_petastorm", "stream", "mix", "Vector", "to_arrow"} <= called
     assert not [name for name in called if not any(hasattr(home, name) for home in homes)]
 
 

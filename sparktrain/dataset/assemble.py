@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+from weakref import WeakValueDictionary
 
 import numpy as np
+import pyarrow as pa
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from sparktrain.dataset.layout import StackKey
-from sparktrain.dataset.plan import Copy, EpochOrder, LaneShare, Plan, row_order
-from sparktrain.dataset.read import RowGroupReader, Stacks
+from sparktrain.dataset.buffers import Buffers
+from sparktrain.dataset.delivery import Array, Delivery
+from sparktrain.dataset.load import Loader, Rows, Source
+from sparktrain.dataset.plan import Copy, EpochOrder
+from sparktrain.dataset.schedule import Feed
+
+Key = tuple[int, int, int]  # source, epoch, row group
 
 
 @dataclass(frozen=True)
@@ -19,108 +29,170 @@ class Chunk:
     """Consecutive batches of one rank.
 
     Attributes:
-        stacks: (dtype, shape) -> [columns, steps, rows, *shape].
+        num_steps: how many; arrays may have room for more.
+        arrays: for each stack [columns, steps, rows, *shape].
         weights: float32 of shape [steps, rows]: 1.0 for a row, 0.0 for padding.
+        texts: for each column of text and step the strings from an offset on, in no order.
+        sources: int32 of shape [steps, rows]: which dataset of a mixture a row is of; None without one.
     """
 
-    stacks: Stacks
+    num_steps: int
+    arrays: Sequence[Array]
     weights: NDArray[np.float32]
+    texts: list[list[list[tuple[int, pa.Array]]]]
+    sources: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """What fixes the rows of one epoch: the plan, the order of row groups, and the key of their rows."""
+class Chunks:
+    """Cuts the steps of an epoch into chunks; none reaches over a border.
 
-    plan: Plan
-    order: EpochOrder
-    row_group_rows: NDArray[np.int64]
-    seed: int
-    number: int
-    shuffle: bool
+    Attributes:
+        borders: steps between which the feeds stay the same: the first step to assemble, …, the last one.
+        feeds: those of each stretch between two borders.
+        size: steps of a chunk, at most.
+    """
+
+    borders: Sequence[int]
+    feeds: Sequence[Sequence[Feed]]
+    size: int
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    def __getitem__(self, number: int) -> tuple[int, int, Sequence[Feed]]:
+        """Return the first step of a chunk, the one after its last, and its feeds."""
+        stretch = bisect_right(self._firsts, number) - 1
+        first = self.borders[stretch] + (number - self._firsts[stretch]) * self.size
+        return first, min(first + self.size, self.borders[stretch + 1]), self.feeds[stretch]
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        """The number of the first chunk of each stretch, and the number of all."""
+        return [0, *accumulate(-(-(stop - start) // self.size) for start, stop in pairwise(self.borders))]
 
 
 class Assembler:
-    """Assembles the batches of one rank, in the order of their steps. It lives in one thread.
+    """Assembles chunks, lane by lane. Threads may share it when each works on a lane of its own.
 
-    It holds one row group per lane of the rank, however large a dataset is.
+    It holds one row group for each lane of the rank, however large a dataset is; two lanes in the same row
+    group share it.
 
     Args:
-        reader: of the split.
-        epoch: to assemble.
-        shares: of this rank.
-        num_columns: stored columns by their (dtype, shape).
+        delivery: what batches are made of.
+        chunks: to assemble.
+        sources: that the feeds take rows from.
+        buffers: to take memory from.
+        with_sources: whether chunks say which source each row is of.
     """
 
     def __init__(
         self,
-        reader: RowGroupReader,
-        epoch: Epoch,
-        shares: Sequence[LaneShare],
-        num_columns: dict[StackKey, int],
+        delivery: Delivery,
+        chunks: Chunks,
+        sources: Sequence[Source],
+        buffers: Buffers,
+        with_sources: bool = False,
     ) -> None:
-        self._reader = reader
-        self._epoch = epoch
-        self._shares = shares
-        self._num_columns = num_columns
-        self._num_rows = sum(share.width for share in shares)
-        self._held: dict[int, Stacks] = {}
-        self._current: dict[int, int] = {}  # lane -> its row group
+        self._delivery, self._chunks, self._sources, self._buffers = delivery, chunks, sources, buffers
+        self._with_sources = with_sources
+        self._num_rows = sum(feed.share.width for feed in chunks.feeds[0])
+        self._held: dict[int, tuple[Key, Rows]] = {}  # place of a feed -> what it takes rows from
+        self._loaded: WeakValueDictionary[Key, Rows] = WeakValueDictionary()
+        self._orders: dict[tuple[int, int, int], EpochOrder] = {}
+        self._ordering = threading.Lock()
 
-    def chunks(self, first_step: int, steps_per_chunk: int) -> Iterator[Chunk]:
-        """Assemble the rest of the epoch from `first_step` on."""
-        num_steps = self._epoch.plan.steps_per_epoch
-        for step in range(first_step, num_steps, steps_per_chunk):
-            yield self._assemble(step, min(step + steps_per_chunk, num_steps))
+    def start(self, number: int) -> Chunk:
+        """Return a chunk whose rows are still to be copied."""
+        first, last, feeds = self._chunks[number]
+        shape = (self._chunks.size, self._num_rows)
+        arrays = [
+            self._buffers.array((stack.num_columns, *shape, *stack.shape), stack.dtype)
+            for stack in self._delivery.stacks
+        ]
+        sources = None
+        if self._with_sources:
+            by_row = np.repeat([feed.source for feed in feeds], [feed.share.width for feed in feeds])
+            sources = np.broadcast_to(by_row.astype(np.int32), shape).copy()
+        texts: list[list[list[tuple[int, pa.Array]]]] = [
+            [[] for _ in range(first, last)] for _ in self._delivery.texts
+        ]
+        return Chunk(last - first, arrays, np.ones(shape, np.float32), texts, sources)
 
-    def _assemble(self, first_step: int, last_step: int) -> Chunk:
-        shape = (last_step - first_step, self._num_rows)
-        stacks: Stacks = {
-            (dtype, row): np.empty((count, *shape, *row), dtype)
-            for (dtype, row), count in self._num_columns.items()
-        }
-        chunk = Chunk(stacks, np.ones(shape, np.float32))
-        plan, order = self._epoch.plan, self._epoch.order
-        for share in self._shares:
-            for copy in plan.copies(order, share, first_step, last_step):
-                source = self._row_group(share.lane, copy.row_group)
-                _copy_rows(copy, copy.step - first_step, plan.lane_rows, source, chunk)
-        return chunk
+    def fill(self, chunk: Chunk, number: int, place: int, loaders: Sequence[Loader]) -> None:
+        """Copy the rows of the feed at `place` to chunk `number`; chunk by chunk, in order."""
+        first, last, feeds = self._chunks[number]
+        feed = feeds[place]
+        loader, plan = loaders[feed.source], feed.plan
+        for segment in feed.segments(first, last):
+            order = self._order(feed.source, segment.epoch, plan.num_lanes)
+            for copy in plan.copies(order, feed.share, segment.first, segment.last):
+                rows = self._rows(place, (feed.source, segment.epoch, copy.row_group), loader)
+                step = copy.step + segment.shift - first
+                _copy_rows(copy, step, plan.lane_rows, rows.arrays, chunk.arrays)
+                for strings, pieces in zip(rows.texts, chunk.texts, strict=True):
+                    _add_texts(copy, step, plan.lane_rows, strings, pieces)
+                if rows.is_bad or (copy.is_padding and plan.tail == "mask"):
+                    width = slice(copy.offset, copy.offset + copy.width)
+                    chunk.weights[step : step + copy.num_steps, width] = 0.0
+                del rows  # or it would be held while the next is loaded
 
-    def _row_group(self, lane: int, row_group: int) -> Stacks:
-        self._current[lane] = row_group
-        if row_group not in self._held:
-            wanted = set(self._current.values())
-            self._held = {number: stacks for number, stacks in self._held.items() if number in wanted}
-            self._held[row_group] = self._read(row_group)
-        return self._held[row_group]
+    def _rows(self, place: int, key: Key, loader: Loader) -> Rows:
+        if place in self._held:
+            if self._held[place][0] == key:
+                return self._held[place][1]
+            del self._held[place]  # its memory is free for the next
+        _, epoch, row_group = key
+        rows = self._loaded.get(key) or loader.load(row_group, epoch)
+        self._loaded[key] = rows
+        self._held[place] = (key, rows)
+        return rows
 
-    def _read(self, row_group: int) -> Stacks:
-        epoch = self._epoch
-        if not epoch.shuffle:
-            return self._reader.read_stacks(row_group)
-        num_rows = int(epoch.row_group_rows[row_group])
-        return self._reader.read_stacks(row_group, row_order(num_rows, row_group, epoch.seed, epoch.number))
+    def _order(self, source: int, epoch: int, num_lanes: int) -> EpochOrder:
+        with self._ordering:  # one thread computes it, the others want the same
+            key = (source, epoch, num_lanes)
+            if key not in self._orders:
+                old = [(s, e, n) for s, e, n in self._orders if s == source and e < epoch - 1]
+                for passed in old:
+                    del self._orders[passed]
+                self._orders[key] = self._sources[source].order(epoch, num_lanes)
+            return self._orders[key]
 
 
-def _copy_rows(copy: Copy, step: int, stride: int, source: Stacks, chunk: Chunk) -> None:
+def _copy_rows(copy: Copy, step: int, stride: int, source: Sequence[Array], chunk: Sequence[Array]) -> None:
     steps, rows = slice(step, step + copy.num_steps), slice(copy.offset, copy.offset + copy.width)
-    for key, stack in source.items():
-        target = chunk.stacks[key][:, steps, rows]  # [columns, num_steps, width, *shape]
+    for array, whole in zip(source, chunk, strict=True):
+        target = whole[:, steps, rows]  # [columns, num_steps, width, *shape]
         if copy.is_padding:
-            target[:] = stack[:, copy.start, None, None]
+            target[:] = array[:, copy.start, None, None]
         elif copy.num_steps == 1:
-            target[:, 0] = stack[:, copy.start : copy.start + copy.width]
+            target[:, 0] = array[:, copy.start : copy.start + copy.width]
         else:
-            target[:] = _every(stack, copy, stride)
-    if copy.is_padding:
-        chunk.weights[step, rows] = 0.0
+            target[:] = _every(array, copy, stride)
 
 
-def _every(stack: NDArray[np.generic], copy: Copy, stride: int) -> NDArray[np.generic]:
+def _add_texts(
+    copy: Copy, step: int, stride: int, strings: pa.Array, pieces: Sequence[list[tuple[int, pa.Array]]]
+) -> None:
+    for i in range(copy.num_steps):
+        if copy.is_padding:
+            piece = strings.take(pa.array([copy.start] * copy.width))
+        else:
+            piece = strings.slice(copy.start + i * stride, copy.width)
+        pieces[step + i].append((copy.offset, piece))
+
+
+def _every(array: Array, copy: Copy, stride: int) -> Array:
     """View the `width` rows from `start` on, and again every `stride` rows, as num_steps × width rows."""
-    to_column, to_row, *inside = stack.strides
+    to_column, to_row, *inside = array.strides
     last = copy.start + (copy.num_steps - 1) * stride + copy.width
-    assert last <= stack.shape[1], "a view past the end of the row group"
-    shape = (stack.shape[0], copy.num_steps, copy.width, *stack.shape[2:])
+    assert last <= array.shape[1], "a view past the end of the row group"
+    first = array[:, copy.start :]
+    shape = (array.shape[0], copy.num_steps, copy.width, *array.shape[2:])
     strides = (to_column, to_row * stride, to_row, *inside)
-    return as_strided(stack[:, copy.start :], shape, strides, writeable=False)
+    # numpy's as_strided does the same in many times the time, which is what counts with small copies
+    return (
+        np.ndarray(shape, array.dtype, first, 0, strides)
+        if first.flags.c_contiguous
+        else as_strided(first, shape, strides, writeable=False)
+    )

@@ -14,7 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sparktrain.dataset.dataset import LATEST_FILE, Dataset, open_dataset
-from sparktrain.dataset.figures import Parts, RankFigures, SplitFigures, filled_row_groups
+from sparktrain.dataset.figures import (
+    Parts,
+    RankFigures,
+    SplitFigures,
+    filled_row_groups,
+    mixed_row_groups,
+)
 from sparktrain.dataset.findings import (
     Advice,
     Finding,
@@ -138,7 +144,7 @@ def _check_prepared(dataset: Dataset, global_batch_size: int, num_lanes: int, ra
     findings = [*look.errors, *_features_errors(dataset)]
     findings.append(judge_steps(_TRAINED_SPLIT, plan.num_rows, global_batch_size))
     if row_groups:
-        findings.append(judge_mixing(row_groups, advice))
+        findings.append(judge_mixing(row_groups, mixed_row_groups(plan, row_groups), advice))
     if gangs:
         findings.append(judge_memory({gang.num_ranks: gang.memory_bytes for gang in gangs}))
     way_out = "prepare it again: its parts come out even"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,16 +15,18 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from sparktrain.dataset.examples import read_examples
-from sparktrain.dataset.layout import stored_columns, unpack
+from sparktrain.dataset.layout import ColumnSpec, stored_columns, unpack
 from sparktrain.dataset.manifest import (
     FEATURES_FILE,
     MANIFEST_FILE,
+    SOURCE_COLUMN,
+    WEIGHT_COLUMN,
     Manifest,
     Part,
     Split,
 )
 from sparktrain.dataset.plan import Plan, Tail, count_steps
-from sparktrain.dataset.read import FileUnusable, RowGroupReader, SchemaDifference, open_part
+from sparktrain.dataset.read import FileUnusable, RowGroupReader, SchemaDifference, Seen, Verify, open_part
 from sparktrain.dataset.spark_frame import spark_frame
 from sparktrain.errors import ConfigError, DatasetInvalid, NameUnknown, TooFewRows
 from sparktrain.features import FittedFeatures
@@ -33,7 +36,12 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
     from sparktrain.config import Reader
+    from sparktrain.dataset.delivery import Delivery
+    from sparktrain.dataset.load import OnBadData
     from sparktrain.dataset.stream import Stream
+    from sparktrain.dataset.where import Where
+
+logger = logging.getLogger(__name__)
 
 LATEST_FILE = "latest.json"
 
@@ -96,6 +104,11 @@ class Dataset:
         except FileUnusable as error:
             raise DatasetInvalid(str(self.path), str(error)) from error
 
+    @cached_property
+    def seen(self) -> Seen:
+        """What this process knows of the parts; its streams share it."""
+        return Seen()
+
     def examples(self) -> pa.Table:
         """A few raw rows as they came to preparation: the columns and types that the features are made of.
 
@@ -128,8 +141,14 @@ class Dataset:
         seed: int = 0,
         tail: Tail = "drop",
         columns: Sequence[str] | None = None,
+        pack: Mapping[str, Sequence[str]] | None = None,
+        pad: Mapping[str, int] | None = None,
+        where: Where | None = None,
         shuffle: bool = True,
-        num_prefetch: int = 4,
+        num_threads: int = 2,
+        memory_bytes: int | None = None,
+        on_bad_data: OnBadData = "fail",
+        verify: Verify = "first",
     ) -> Stream:
         """Stream a split in batches that are the same at any world size.
 
@@ -139,28 +158,56 @@ class Dataset:
             num_lanes: places of the epoch's order that each global batch mixes; divides `global_batch_size`.
             world: this rank; it takes rows [rank * G / size, (rank + 1) * G / size) of every global batch.
             seed: of the order; every epoch has another one.
-            tail: "drop" leaves out the rows of an incomplete last step, "mask" pads it with rows of weight 0.
-            columns: to read; None reads all but text.
+            tail: "drop" leaves out the rows of an incomplete last step, "repeat" fills it up with rows that
+                were there before, "mask" pads it with rows of weight 0.
+            columns: to read; None reads all but text. Text comes as its bytes in UTF-8: `text` (uint8, of all
+                rows, one after another) and `text_offsets` (int64 [rows + 1], where each row begins).
+            pack: columns of one dtype to put side by side: {"x": ["a", "b"]} gives `x` of shape [rows, 2] in
+                the place of `a` and `b`. Costs nothing where a block has them in this order.
+            pad: columns of text to cut off or fill up with zeros: {"text": 64} gives `text` (uint8
+                [rows, 64]) and `text_length` (int64 [rows], bytes that are not filling).
+            where: rows to take: terms (column, operator, value) that must all hold, such as
+                [("month", "<=", 10)]; operators are ==, !=, <, <=, >, >=, in, not in. The columns are read
+                once when the stream is made, to count the rows.
             shuffle: False reads row groups and rows as they are stored, in each lane.
-            num_prefetch: batches that may wait to be taken; up to as many again are being assembled.
+            num_threads: that read, decode and assemble.
+            memory_bytes: that the stream may use for it, at most, text not counted; None: 1 GiB, or what it
+                needs at least.
+            on_bad_data: when a row group can't be read: "fail" raises, "mask" gives its rows the weight 0.
+            verify: "first" holds pages against their checksums when this `Dataset` reads them for the first
+                time, "always" each time.
 
         Raises:
             TooFewRows: when an epoch would have no step.
             NameUnknown: for a split or column that does not exist.
-            ConfigError: for numbers that don't fit together, or a column of text.
+            ConfigError: for arguments that don't fit together.
         """
+        from sparktrain.dataset.inputs import make_input
+        from sparktrain.dataset.schedule import SingleSplit
         from sparktrain.dataset.stream import Stream  # it needs torch
 
-        return Stream(
+        self._split(split)
+        given = make_input(
             self.path,
             self.manifest,
             split,
-            Plan(self.num_rows(split), global_batch_size, num_lanes, tail),
-            self._streamed(columns),
-            world=world or World(),
+            self.seen,
             seed=seed,
             shuffle=shuffle,
-            num_prefetch=num_prefetch,
+            where=where,
+            verify=verify,
+        )
+        plan = Plan(int(given.source.row_group_rows.sum()), global_batch_size, num_lanes, tail)
+        if plan.steps_per_epoch == 0:
+            raise TooFewRows(str(self.path), split, plan.num_rows, plan.global_batch_size)
+        return Stream(
+            [given],
+            SingleSplit(plan, given.source),
+            self.delivery(columns, pack, pad),
+            world=world or World(),
+            num_threads=num_threads,
+            memory_bytes=memory_bytes,
+            on_bad_data=on_bad_data,
         )
 
     def to_arrow(self, split: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -192,14 +239,19 @@ class Dataset:
         self._split(split)
         return spark_frame(spark, self.path, self.manifest, split, self._names(columns))
 
-    def verify(self) -> None:
+    def verify(self, on_bad_data: OnBadData = "fail") -> None:
         """Hold every file's size and footer against the manifest; reads no row.
+
+        Args:
+            on_bad_data: "mask" only warns of a part that can't be read, as a stream goes on without it, as
+                long as the split has one that can.
 
         Raises:
             SchemaMismatch: when the only fault is that columns differ, in the same way in all the parts it
             names. DatasetInvalid: with everything else, all at once.
         """
         problems: list[str] = []
+        unusable: dict[str, str] = {}
         differing: dict[SchemaDifference, list[str]] = {}
         try:
             self._read_features()
@@ -210,10 +262,17 @@ class Dataset:
                 with open_part(self.path, part) as file:
                     difference = SchemaDifference.between(file.schema_arrow, self.manifest.schema)
             except FileUnusable as error:
-                problems.append(str(error))
+                unusable[part.path] = str(error)
                 continue
             if any(difference):
                 differing.setdefault(difference, []).append(part.path)
+        for split in self.manifest.splits.values():
+            bad = [unusable[part.path] for part in split.parts if part.path in unusable]
+            if on_bad_data == "fail" or len(bad) == len(split.parts):
+                problems += bad
+            else:
+                for problem in bad:
+                    logger.warning("%s: its rows will be masked", problem)
         mismatches = [difference.error(", ".join(paths)) for difference, paths in differing.items()]
         if len(mismatches) == 1 and not problems:
             raise mismatches[0]
@@ -251,12 +310,62 @@ class Dataset:
                 raise NameUnknown("column", name, known, f"the dataset at {self.path}")
         return known if names is None else list(dict.fromkeys(names))
 
-    def _streamed(self, names: Sequence[str] | None) -> list[str]:
-        text = {column.name for column in self.manifest.columns if column.dtype == "string"}
-        chosen = self._names(names)
-        if names is not None and (refused := [name for name in chosen if name in text]):
-            problems = [
-                f"column `{n}` is text, a stream gives numbers; read it by `to_arrow`" for n in refused
-            ]
+    def delivery(
+        self,
+        columns: Sequence[str] | None = None,
+        pack: Mapping[str, Sequence[str]] | None = None,
+        pad: Mapping[str, int] | None = None,
+    ) -> Delivery:
+        """Say how batches with these columns are made; the arguments are those of `stream`.
+
+        Raises:
+            NameUnknown: for a column that does not exist.
+            ConfigError: for columns that can't be packed or padded.
+        """
+        from sparktrain.dataset.delivery import Delivery  # it needs torch
+
+        pack = {name: list(members) for name, members in (pack or {}).items()}
+        specs = {spec.name: spec for spec in self.manifest.columns}
+        members = self._names([name for packed in pack.values() for name in packed])
+        problems = list(_packing_problems(pack, specs, columns))
+        chosen = [name for name in self._names(columns) if name not in members]
+        pad = dict(pad or {})
+        self._names(list(pad))
+        text = [name for name in specs if specs[name].dtype == "string"]
+        texts = {
+            name: pad.get(name) for name in text if name in pad or (columns is not None and name in chosen)
+        }
+        names = [name for name in chosen if name not in text]
+        problems += _text_problems(pad, texts, [*names, *pack])
+        if problems:
             raise ConfigError(problems, "the stream's columns")
-        return [name for name in chosen if name not in text]
+        return Delivery.of(self.manifest.columns, self.manifest.layout, names, pack, texts)
+
+
+def _packing_problems(
+    pack: Mapping[str, Sequence[str]], specs: Mapping[str, ColumnSpec], columns: Sequence[str] | None
+) -> Iterator[str]:
+    for name, packed in pack.items():
+        if not packed or len(set(packed)) < len(packed):
+            yield f"pack has {name}={list(packed)}; give one or more columns, each once"
+        for member in packed:
+            if specs[member].shape or specs[member].dtype == "string":
+                yield f"pack has {name}=[… {member} …], which is no column of single numbers"
+        if len(dtypes := {specs[member].dtype for member in packed}) > 1:
+            yield f"pack has {name} of columns of {', '.join(sorted(dtypes))}; pack those of one dtype"
+        taken = {WEIGHT_COLUMN, SOURCE_COLUMN, *(specs if columns is None else columns)}
+        if name in taken - set(packed):
+            yield f"pack has {name}, which another column of the batch is called; choose another name"
+
+
+def _text_problems(
+    pad: Mapping[str, int], texts: Mapping[str, int | None], taken: Sequence[str]
+) -> Iterator[str]:
+    for name, width in pad.items():
+        if name not in texts:
+            yield f"pad has {name}, which is no column of text"
+        elif width < 1:
+            yield f"pad has {name}={width}; give 1 byte or more"
+    for name in texts:
+        if clash := {f"{name}_offsets", f"{name}_length"} & {*taken, *texts}:
+            yield f"column `{clash.pop()}` is called as what `{name}` brings with it; leave one of them out"

@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from sparktrain.dataset.plan import Plan, Tail, count_steps
+import numpy as np
+
+from sparktrain.dataset.budget import WEIGHT_BYTES, Budget
+from sparktrain.dataset.plan import EpochOrder, Plan, Tail, count_steps
 
 # Path of each part -> rows of each of its row groups.
 Parts = Mapping[str, Sequence[int]]
 
-_ROW_GROUPS_PER_LANE = 2  # at most: the one that rows are taken from, and the one that is read ahead
+_NUM_THREADS = 2  # as many as a stream has when nobody says otherwise
+_NUM_STEPS_LOOKED_AT = 32
 
 
 def filled_row_groups(parts: Parts) -> list[int]:
@@ -41,7 +45,7 @@ class SplitFigures:
 
 @dataclass(frozen=True)
 class RankFigures:
-    """A rank in a gang of `num_ranks`: the rows that it takes in a step, its lanes, the bytes it holds."""
+    """A rank in a gang of `num_ranks`: its rows in a step, its lanes, the bytes its stream may hold."""
 
     num_ranks: int
     min_rows_per_step: int
@@ -51,9 +55,29 @@ class RankFigures:
 
     @classmethod
     def of(cls, num_ranks: int, plan: Plan, row_groups: Sequence[int], bytes_per_row: float) -> Self:
-        """Bytes are those of decoded row groups, each as large as the largest of `row_groups`."""
+        """Bytes are what a stream with the usual settings allows itself, from the largest of `row_groups`."""
         shares = [plan.shares(rank, num_ranks) for rank in range(num_ranks)]
         rows = [sum(share.width for share in of_rank) for of_rank in shares]
         lanes = max(map(len, shares))
-        held = min(lanes * _ROW_GROUPS_PER_LANE, len(row_groups)) * max(row_groups, default=0)
-        return cls(num_ranks, min(rows), max(rows), lanes, round(held * bytes_per_row))
+        row_group_bytes = round(max(row_groups, default=0) * bytes_per_row)
+        memory = max(
+            Budget.of(
+                row_group_bytes=row_group_bytes,
+                step_bytes=round(own_rows * (bytes_per_row + WEIGHT_BYTES)),
+                num_lanes=len(of_rank),
+                num_threads=_NUM_THREADS,
+                memory_bytes=None,
+            ).memory_bytes
+            for own_rows, of_rank in zip(rows, shares, strict=True)
+        )
+        return cls(num_ranks, min(rows), max(rows), lanes, memory)
+
+
+def mixed_row_groups(plan: Plan, row_groups: Sequence[int]) -> float:
+    """Return how many row groups a global batch has rows of: the mean of some steps of the first epoch."""
+    if plan.steps_per_epoch == 0:
+        return 0.0
+    order = EpochOrder.of(np.array(row_groups, np.int64), plan.num_lanes, seed=0, epoch=0)
+    steps = range(0, plan.steps_per_epoch, max(plan.steps_per_epoch // _NUM_STEPS_LOOKED_AT, 1))
+    counts = [len(np.unique(order.locate(plan.global_positions(step)[0])[0])) for step in steps]
+    return float(np.mean(counts))

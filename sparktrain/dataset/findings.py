@@ -81,20 +81,27 @@ def judge_steps(split: str, num_rows: int, global_batch_size: int) -> Finding:
     return Finding("warning", what, found, "a smaller global batch; each epoch drops other rows")
 
 
-def judge_mixing(row_groups: Sequence[int], advice: Advice) -> Finding:
-    """Hold the number of row groups against the lanes; `row_groups` are the rows of those that have any."""
+def judge_mixing(row_groups: Sequence[int], mixed: float, advice: Advice) -> Finding:
+    """Hold the number of row groups against the lanes.
+
+    Args:
+        row_groups: rows of those that have any.
+        mixed: row groups that a global batch has rows of.
+        advice: for the way out.
+    """
     count, lanes = len(row_groups), advice.num_lanes
     wanted = ROW_GROUPS_PER_LANE * lanes
     found = f"{count:,} row groups for {lanes} lanes"
     if count >= wanted:
-        return Finding("ok", "mixing", f"{found}, at least {wanted} wanted")
+        return Finding("ok", "mixing", f"{found}, at least {wanted} wanted; a batch has rows of {mixed:.0f}")
     most = max(count // ROW_GROUPS_PER_LANE, 1)
     fewer = max(n for n in range(1, most + 1) if advice.global_batch_size % n == 0)
     ways = [f"train.num_lanes={fewer}"] if fewer < lanes else []
     if rows := _mixable_rows(row_groups, lanes):
         ways.append(advice.row_groups_of(rows))
     way_out = ", or ".join(ways) or "more rows"
-    return Finding("warning", "mixing", f"{found}, fewer than {wanted}: batches mix poorly", way_out)
+    found += f", fewer than {wanted}: batches mix poorly, each has rows of {mixed:.0f}"
+    return Finding("warning", "mixing", found, way_out)
 
 
 def judge_row_groups(row_groups: Sequence[int], num_parts: int, advice: Advice) -> Finding:

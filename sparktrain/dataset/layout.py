@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sparktrain.errors import SchemaMismatch
+from sparktrain.features.output import OutputType
 
 Layout = Literal["columns", "blocks"]
-Dtype = Literal["float32", "float64", "int32", "int64", "uint8", "string"]
+Dtype = OutputType
 Role = Literal["row_id", "feature", "target", "weight", "passthrough"]
 
 # Stored columns of one dtype and shape are read into one array: few copies, and large ones.

@@ -19,6 +19,7 @@ MANIFEST_FILE = "manifest.json"
 FEATURES_FILE = "features.json"
 EXAMPLES_FILE = "examples.parquet"  # a few raw rows
 WEIGHT_COLUMN = "row_weight"  # batches carry it beside the columns
+SOURCE_COLUMN = "row_source"  # and this one, when they are of a mixture
 
 Count = Annotated[int, Field(ge=0)]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from sparktrain.config import petastorm_problem
@@ -39,10 +40,7 @@ if TYPE_CHECKING:
 Batch = dict[str, torch.Tensor]
 
 _STATE_VERSION = 1
-_ONLY_FOR_SPEED = {
-    "num_lanes",
-    "num_prefetch",
-}  # of `Dataset.stream`: they mean nothing here, and lose no row
+_ONLY_FOR_SPEED = {"num_lanes", "num_threads", "memory_bytes"}  # of `Dataset.stream`: they change no row here
 _WHERE = "data.reader=petastorm"
 
 
@@ -63,11 +61,13 @@ class PetastormDataset(Dataset):
     ) -> Stream:
         """Read a split by Petastorm; `Dataset.stream` says what the arguments mean, with these differences.
 
-        Every row comes once an epoch and what is missing is padded, also under tail="drop". `num_lanes` and
-        `num_prefetch` mean nothing. Shuffling orders the rank's row groups, and the rows in each of them.
+        Every row comes once an epoch and what is missing is padded, whatever `tail` says. `num_lanes`,
+        `num_threads` and `memory_bytes` mean nothing. Shuffling orders the rank's row groups, and the rows in
+        each of them. There is no text, no `pack`, `where` and so on.
 
         Raises:
-            ConfigError: Petastorm is not installed, or can't share this split among so many ranks.
+            ConfigError: for what Petastorm does not have; it is not installed, or can't share this split
+                among so many ranks.
             TooFewRows: the split has no row.
             NameUnknown: for a split or column that does not exist.
         """
@@ -84,12 +84,23 @@ class PetastormDataset(Dataset):
             split,
             self.num_rows(split),
             global_batch_size,
-            self._streamed(columns),
+            self._numbers(columns),
             world=world or World(),
             seed=seed,
             shuffle=shuffle,
         )
         return cast("Stream", stream)  # by its face, as far as training and evaluation know it
+
+    def _numbers(self, names: Sequence[str] | None) -> list[str]:
+        """The columns to read: all but text, when nobody asks for that."""
+        chosen = self._names(names)
+        text = [name for name in chosen if self.manifest.logical_schema.field(name).type == pa.string()]
+        if names is not None and text:
+            problems = [
+                f"column `{name}` is text; leave it out, or set data.reader=sparktrain" for name in text
+            ]
+            raise ConfigError(problems, _WHERE)
+        return [name for name in chosen if name not in text]
 
 
 class PetastormStream:

@@ -1,7 +1,8 @@
 """Who reads which rows at which step: pure functions of integers, no list of rows.
 
 An epoch puts the row groups in an order of its own. L lanes cut that order into equal intervals, and a global
-batch of G rows takes the next m = G/L rows of every lane. Ranks share the positions of the global batch; the
+batch of G rows takes the next m = G/L rows of every lane; the order is such that the lanes are far apart in
+storage. Ranks share the positions of the global batch; the
 plan itself knows no world size, so that every world size sees the same global batches, and all ranks have
 equal steps.
 """
@@ -16,10 +17,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sparktrain.dataset.permutation import derive_key, permutation
+from sparktrain.dataset.permutation import derive_key, permutation, spread
 from sparktrain.errors import ConfigError
 
-Tail = Literal["drop", "mask"]
+Tail = Literal["drop", "repeat", "mask"]
 IntArray = NDArray[np.int64]
 
 _ORDER_KEY = 0  # row groups take the keys after it
@@ -37,7 +38,8 @@ class Copy(NamedTuple):
     """Rows of one row group and where they go in the batches of one rank.
 
     For i < num_steps: rows `start + i * m` and the `width - 1` after it go to step `step + i`, rows `offset`
-    to `offset + width`. Padding is row `start` alone, repeated over the width, with weight 0.
+    to `offset + width`. Padding is row `start` alone, repeated over the width; under a tail of "mask" its
+    weight is 0.
     """
 
     row_group: int
@@ -66,9 +68,12 @@ class EpochOrder:
     starts: IntArray
 
     @classmethod
-    def of(cls, row_group_rows: IntArray, seed: int, epoch: int, shuffle: bool = True) -> EpochOrder:
+    def of(
+        cls, row_group_rows: IntArray, num_lanes: int, seed: int, epoch: int, shuffle: bool = True
+    ) -> EpochOrder:
         size = len(row_group_rows)
-        order = permutation(size, derive_key(seed, epoch, _ORDER_KEY)) if shuffle else np.arange(size)
+        key = derive_key(seed, epoch, _ORDER_KEY)
+        order = spread(row_group_rows, num_lanes, key) if shuffle else np.arange(size)
         starts = np.zeros(size + 1, np.int64)
         np.cumsum(row_group_rows[order], out=starts[1:])
         return cls(order, starts)
@@ -96,7 +101,7 @@ def row_order(num_rows: int, row_group: int, seed: int, epoch: int) -> IntArray:
 
 def count_steps(num_rows: int, global_batch_size: int, tail: Tail) -> int:
     full, rest = divmod(num_rows, global_batch_size)
-    return full + int(tail == "mask" and rest > 0)
+    return full + int(tail != "drop" and rest > 0)
 
 
 @dataclass(frozen=True)
@@ -107,9 +112,9 @@ class Plan:
         num_rows: N, of the split.
         global_batch_size: G, rows of a step over all ranks.
         num_lanes: L, which divides G.
-        tail: "drop" leaves out the N mod G rows that are over (other ones in each shuffled epoch); "mask"
-        adds a last
-            step that is filled up with padding.
+        tail: what becomes of the N mod G rows that are over. "drop" leaves them out, other ones in each
+            shuffled epoch; "repeat" adds a last step that is filled up with rows seen before in the epoch;
+            "mask" adds it and fills it up with padding of weight 0.
     """
 
     num_rows: int
@@ -128,8 +133,8 @@ class Plan:
                 f"num_lanes is {self.num_lanes}, which must divide global_batch_size "
                 f"{self.global_batch_size}; change one of them"
             )
-        if self.tail not in ("drop", "mask"):
-            problems.append(f"tail is {self.tail!r}; allowed are 'drop' and 'mask'")
+        if self.tail not in ("drop", "repeat", "mask"):
+            problems.append(f"tail is {self.tail!r}; allowed are 'drop', 'repeat' and 'mask'")
         if problems:
             raise ConfigError(problems, "the stream's arguments")
 
@@ -166,19 +171,34 @@ class Plan:
         places = np.arange(self.global_batch_size)
         starts, stops = np.array([self.lane_interval(lane) for lane in range(self.num_lanes)], np.int64).T
         lanes = places // self.lane_rows
-        positions = starts[lanes] + step * self.lane_rows + places % self.lane_rows
-        return np.minimum(positions, np.maximum(stops - 1, 0)[lanes]), positions >= stops[lanes]
+        lane_rows, sizes = step * self.lane_rows + places % self.lane_rows, (stops - starts)[lanes]
+        is_over = lane_rows >= sizes
+        if self.tail == "repeat":
+            filled = starts[lanes] + lane_rows % np.maximum(sizes, 1)
+        else:
+            filled = stops[lanes] - 1
+        # before a lane without rows lies another one's last row, which stands in for its own
+        filled = np.where(sizes > 0, filled, np.maximum(stops[lanes] - 1, 0))
+        return np.where(is_over, filled, starts[lanes] + lane_rows), is_over & (self.tail == "mask")
 
     def copies(self, order: EpochOrder, share: LaneShare, first_step: int, last_step: int) -> Iterator[Copy]:
         """Say where the rows of `share` come from, for the steps from `first_step` to `last_step`."""
         start, stop = self.lane_interval(share.lane)
-        first = min(start + first_step * self.lane_rows, stop)
-        last = min(start + last_step * self.lane_rows, stop)
-        for piece in order.pieces(first, last):
-            yield from self._cut(share, piece, first - start)
+        first, last = first_step * self.lane_rows, last_step * self.lane_rows
+        for piece in order.pieces(min(start + first, stop), min(start + last, stop)):
+            yield from self._cut(share, piece, first)
             first += piece.stop - piece.start
-        if last_step == self.steps_per_epoch:
+        if last_step < self.steps_per_epoch or last <= stop - start:
+            return
+        # Only the last step is concerned: a lane lacks at most m rows.
+        if self.tail == "mask" or start == stop:
             yield from self._pad(order, share)
+            return
+        first = stop - start
+        while first < last:
+            for piece in order.pieces(start, min(start + last - first, stop)):
+                yield from self._cut(share, piece, first)
+                first += piece.stop - piece.start
 
     def _cut(self, share: LaneShare, piece: Piece, lane_row: int) -> Iterator[Copy]:
         """Cut a piece, which begins at `lane_row` of its lane: a broken step, whole steps, a broken step."""
@@ -199,10 +219,7 @@ class Plan:
                 )
 
     def _pad(self, order: EpochOrder, share: LaneShare) -> Iterator[Copy]:
-        """Fill the end of the last step with a row that exists, so that codes stay valid.
-
-        Only the last step is concerned: a lane of a mask tail lacks at most m rows.
-        """
+        """Fill the end of the last step with a row that exists, so that codes stay valid."""
         start, stop = self.lane_interval(share.lane)
         step = self.steps_per_epoch - 1
         low, high = max(stop - start - step * self.lane_rows, share.skip), share.skip + share.width

@@ -1,11 +1,13 @@
-"""A thread that works ahead of its consumer, and never outlives it."""
+"""Threads that work ahead of their consumer, nearest deadline first, and never outlive it."""
 
 from __future__ import annotations
 
 import atexit
+import heapq
+import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -15,78 +17,135 @@ _CLOSE_SECONDS = 10.0
 
 
 class ReadAhead(Generic[Item]):
-    """Runs an iterator in a thread of its own, at most `depth` items ahead.
+    """Makes the items 0, 1, … in threads of its own, at most `depth` items ahead.
 
-    The thread starts here: create it after any fork. Always `close()` it.
+    An item is made of pieces, which threads share: the piece at place p of item i comes after that of item
+    i - 1, and of all pieces that can be made now, one of the first item is made next.
+
+    The threads start here: create it after any fork. Always `close()` it.
 
     Args:
-        source: makes the iterator; called, like the iterator, in the thread.
-        depth: items that may wait to be taken.
+        num_items: how many there are.
+        num_pieces: of each.
+        start: returns an item without its pieces.
+        make_worker: called in each thread; returns what adds a piece: called with item, number and place.
+        depth: items that may wait to be taken or be made.
+        num_threads: how many.
     """
 
-    def __init__(self, source: Callable[[], Iterator[Item]], depth: int) -> None:
-        self._source = source
-        self._depth = depth
-        self._items: deque[Item] = deque()
-        self._changed = threading.Condition()
+    def __init__(
+        self,
+        num_items: int,
+        num_pieces: int,
+        start: Callable[[int], Item],
+        make_worker: Callable[[], Callable[[Item, int, int], None]],
+        *,
+        depth: int,
+        num_threads: int,
+    ) -> None:
+        self._num_items, self._num_pieces = num_items, num_pieces
+        self._start, self._make_worker, self._depth = start, make_worker, depth
+        self._due = [(0, place) for place in range(num_pieces)]  # a heap
+        self._left = num_items * num_pieces  # pieces that nobody has begun
+        self._items: dict[int, Item] = {}
+        self._missing: dict[int, int] = {}
+        self._taken = 0
         self._closed = False
-        self._finished = False
-        self._error: BaseException | None = None
-        # A daemon, so that a consumer that forgets to close can't keep the process alive. At exit we stop it
+        self._errors: dict[int, BaseException] = {}
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._ready = threading.Condition(self._lock)  # for the consumer
+        self._room = threading.Condition(self._lock)  # for the threads
+        # Daemons, so that a consumer that forgets to close can't keep the process alive. At exit we stop them
         # in order, because a thread inside Arrow while the interpreter is torn down can crash it.
-        self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, name=THREAD_NAME, daemon=True) for _ in range(num_threads)
+        ]
         atexit.register(self.close)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def take(self) -> Item | None:
         """Return the next item, or None after the last one.
 
         Raises:
-            whatever the iterator raised, after the items that came before.
+            whatever a thread raised, after the items that came before.
         """
-        with self._changed:
-            while not self._items and not self._finished:
-                if not self._changed.wait(timeout=1.0) and not self._thread.is_alive() and not self._finished:
+        with self._lock:
+            number = self._taken
+            if number == self._num_items:
+                return None
+            while self._missing.get(number) != 0:
+                if self._errors and number >= min(self._errors):
+                    raise self._errors[min(self._errors)]
+                self._ready.wait(timeout=1.0)
+                if self._process != os.getpid():
                     raise RuntimeError(
-                        "The reader thread is gone: the process was forked while it read. "
+                        "The reader threads are gone: the process was forked while they read. "
                         "Iterate a stream only in the process that began to; start a new iteration here."
                     )
-            if self._items:
-                item = self._items.popleft()
-                self._changed.notify_all()
-                return item
-            if self._error is not None:
-                raise self._error
-            return None
+            del self._missing[number]
+            self._taken += 1
+            self._room.notify_all()
+            return self._items.pop(number)
 
     def close(self) -> None:
-        """Stop the thread and wait for it; twice does no harm."""
+        """Stop the threads and wait for them; twice does no harm."""
         atexit.unregister(self.close)
-        with self._changed:
+        if self._process != os.getpid():
+            return  # a fork has none of them, and their lock as it was
+        with self._lock:
             self._closed = True
-            self._items.clear()
-            self._changed.notify_all()
-        # The garbage collector may call this from the reader thread itself.
-        if self._thread is not threading.current_thread():
-            self._thread.join(_CLOSE_SECONDS)
+            self._room.notify_all()
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for thread in self._threads:
+            # The garbage collector may call this from a reader thread itself.
+            if thread is not threading.current_thread():
+                thread.join(max(deadline - time.monotonic(), 0.0))
+        self._items.clear()
 
     def _run(self) -> None:
+        piece: tuple[int, int] | None = None
         try:
-            for item in self._source():
-                if not self._put(item):
-                    break
+            work = self._make_worker()
+            while (piece := self._next(piece)) is not None:
+                number, place = piece
+                work(self._items[number], number, place)
         except BaseException as error:  # the consumer raises it: here nobody would see it
-            self._error = error
-        with self._changed:
-            self._finished = True
-            self._changed.notify_all()
+            with self._lock:
+                number = piece[0] if piece else self._taken
+                self._errors.setdefault(number, error)
+                self._ready.notify_all()
+                self._room.notify_all()
 
-    def _put(self, item: Item) -> bool:
-        """Hand an item over, waiting for room; False when the consumer has gone."""
-        with self._changed:
-            while len(self._items) >= self._depth and not self._closed:
-                self._changed.wait()
-            if not self._closed:
-                self._items.append(item)
-                self._changed.notify_all()
-            return not self._closed
+    def _next(self, done: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Tell what was done, and wait for the next thing to do; None when there is nothing left."""
+        with self._lock:
+            if done is not None:
+                self._finish(*done)
+            while not self._closed and not self._is_over():
+                if self._due and self._due[0][0] < self._taken + self._depth:
+                    number, place = heapq.heappop(self._due)
+                    self._left -= 1
+                    if self._left == 0:
+                        self._room.notify_all()
+                    if number not in self._items:
+                        self._items[number] = self._start(number)
+                        self._missing[number] = self._num_pieces
+                    return number, place
+                self._room.wait()
+            return None
+
+    def _finish(self, number: int, place: int) -> None:
+        self._missing[number] -= 1
+        if self._missing[number] == 0:
+            self._ready.notify_all()
+        if number + 1 < self._num_items:
+            heapq.heappush(self._due, (number + 1, place))
+            self._room.notify()
+
+    def _is_over(self) -> bool:
+        """Whether no piece is left to begin with that anybody will ask for."""
+        if self._errors:
+            return not self._due or self._due[0][0] >= min(self._errors)
+        return self._left == 0

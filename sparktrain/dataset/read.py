@@ -6,25 +6,21 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from sparktrain.dataset.layout import StackKey, StoredColumn
+from sparktrain.dataset.layout import StoredColumn
 from sparktrain.dataset.manifest import Manifest, Part
-from sparktrain.dataset.plan import IntArray
-from sparktrain.errors import DatasetInvalid, SchemaMismatch
+from sparktrain.errors import DatasetChanged, DatasetInvalid, SchemaMismatch
 
-# Stored columns of one dtype and shape, stacked: (dtype, shape) -> [columns, rows, *shape].
-Stacks = dict[StackKey, NDArray[np.generic]]
+Verify = Literal["first", "always"]
 
 _MAX_OPEN_PARTS = 64
 # Without checksums a flipped bit in a page is read as wrong data; pyarrow 14 has none.
 _HAS_CHECKSUMS = "page_checksum_verification" in inspect.signature(pq.ParquetFile.__init__).parameters
-_VERIFY_PAGES = {"page_checksum_verification": True} if _HAS_CHECKSUMS else {}
 WRITE_CHECKSUMS = {"write_page_checksum": True} if _HAS_CHECKSUMS else {}
 
 
@@ -59,18 +55,28 @@ def _describe(field: pa.Field) -> str:
     return f"nullable {field.type}" if field.nullable else str(field.type)
 
 
-def open_part(root: Path, part: Part) -> pq.ParquetFile:
+def open_part(
+    root: Path, part: Part, *, metadata: pq.FileMetaData | None = None, verify: bool = True
+) -> pq.ParquetFile:
     """Open a part and hold its size and footer against the manifest; reads no page.
+
+    Args:
+        root: the dataset's directory.
+        part: to open.
+        metadata: of the part, when it was read before: then the footer is not read again.
+        verify: whether every page that is read is held against its checksum.
 
     Raises:
         FileUnusable: with the part's name and what is wrong.
     """
     path = root / part.path
+    options = {"page_checksum_verification": verify} if _HAS_CHECKSUMS else {}
     try:
         size_bytes = path.stat().st_size
         if size_bytes != part.size_bytes:
             raise FileUnusable(f"{part.path} has {size_bytes:,} bytes, the manifest says {part.size_bytes:,}")
-        file = pq.ParquetFile(path, memory_map=True, pre_buffer=False, **_VERIFY_PAGES)
+        # Not mapped: reading is as fast, and a mapped file that somebody cuts short kills the process.
+        file = pq.ParquetFile(path, memory_map=False, pre_buffer=False, metadata=metadata, **options)
     except FileNotFoundError:
         raise FileUnusable(f"{part.path} is missing") from None
     except (pa.ArrowException, OSError) as error:
@@ -83,6 +89,31 @@ def open_part(root: Path, part: Part) -> pq.ParquetFile:
     return file
 
 
+class Seen:
+    """What one process has found out about the parts of a dataset; threads share it.
+
+    Footers are read once, and pages are held against their checksums when they are read for the first time:
+    verifying costs a third of the speed or more. A part must stay the file that it was.
+    """
+
+    def __init__(self) -> None:
+        self.footers: dict[str, pq.FileMetaData] = {}
+        self.verified: set[tuple[str, int]] = set()
+        self._signatures: dict[str, tuple[int, ...]] = {}
+
+    def __reduce__(self) -> tuple[type[Seen], tuple[()]]:
+        return Seen, ()  # another process has seen nothing yet
+
+    def is_unchanged(self, root: Path, part: Part) -> bool:
+        """Whether a part is still the file that it was when this was asked first."""
+        try:
+            status = (root / part.path).stat()
+        except OSError:
+            return part.path not in self._signatures
+        signature = status.st_size, status.st_mtime_ns, status.st_ino
+        return self._signatures.setdefault(part.path, signature) == signature
+
+
 class RowGroupReader:
     """Reads row groups of one split by their number in the manifest's order. Each thread needs its own.
 
@@ -91,77 +122,110 @@ class RowGroupReader:
         manifest: of the dataset.
         split: whose row groups.
         columns: what to read, of `stored_columns`.
+        seen: shared by all readers of the dataset in this process; None: this one is alone.
+        verify: "first" holds a page against its checksum when this process reads it for the first time.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, split: str, columns: Sequence[StoredColumn]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        split: str,
+        columns: Sequence[StoredColumn],
+        seen: Seen | None = None,
+        verify: Verify = "first",
+    ) -> None:
         self._root = root
         self._schema = manifest.schema
         self._parts = manifest.splits[split].parts
-        self._columns = list(columns)
         self._names = [column.name for column in columns]
         self._first_row_groups = np.cumsum([0, *(len(part.row_groups) for part in self._parts)])
-        self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._seen = seen or Seen()
+        self._verify = verify
+        self._open: OrderedDict[tuple[int, bool], pq.ParquetFile] = OrderedDict()
 
     def row_groups(self, part: int) -> range:
         """Numbers of the row groups of a part of the split."""
         return range(self._first_row_groups[part], self._first_row_groups[part + 1])
+
+    def locate(self, row_group: int) -> tuple[Part, int]:
+        """Return the part of a row group, and its number in there."""
+        number = self._part_of(row_group)
+        return self._parts[number], int(row_group - self._first_row_groups[number])
+
+    def num_rows(self, row_group: int) -> int:
+        part, inside = self.locate(row_group)
+        return part.row_groups[inside]
+
+    def value_ranges(self, row_group: int, names: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+        """Return the smallest and the largest value of columns, where the footer tells them.
+
+        Raises:
+            DatasetInvalid, SchemaMismatch: when the part can't be opened.
+        """
+        _, inside = self.locate(row_group)
+        try:
+            metadata = self._file(self._part_of(row_group), verify=True).metadata.row_group(inside)
+        except FileUnusable as error:
+            raise DatasetInvalid(str(self._root), str(error)) from error.__cause__
+        columns = [metadata.column(number) for number in range(metadata.num_columns)]
+        found = {column.path_in_schema: column.statistics for column in columns}
+        return {
+            name: (found[name].min, found[name].max)
+            for name in names
+            if name in found and found[name] is not None and found[name].has_min_max
+        }
 
     def read_table(self, row_group: int) -> pa.Table:
         """Read a row group as it is stored.
 
         Raises:
             DatasetInvalid: with the part and the row group.
+            DatasetChanged: when the part is another file than at its first read.
             SchemaMismatch: with the part, when its columns are not the manifest's.
         """
-        number = int(np.searchsorted(self._first_row_groups, row_group, side="right")) - 1
-        part, inside = self._parts[number], int(row_group - self._first_row_groups[number])
+        part, inside = self.locate(row_group)
         where = f"{part.path}, row group {inside}"
-        file = self._file(number)
+        verify = self._verify == "always" or (part.path, inside) not in self._seen.verified
         try:
+            file = self._file(self._part_of(row_group), verify)
             table = file.read_row_group(inside, columns=self._names, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise DatasetInvalid(str(self._root), f"{where} can't be read ({_first_line(error)})") from error
+        except (pa.ArrowException, OSError, FileUnusable) as error:
+            if not self._seen.is_unchanged(self._root, part):
+                raise DatasetChanged(str(self._root), part.path) from error
+            said = str(error)
+            if not isinstance(error, FileUnusable):
+                said = f"{where} can't be read ({_first_line(error)})"
+            raise DatasetInvalid(str(self._root), said) from error
+        if not self._seen.is_unchanged(self._root, part):
+            raise DatasetChanged(str(self._root), part.path)
         if len(table) != part.row_groups[inside]:
             problem = f"{where} has {len(table):,} rows, the manifest says {part.row_groups[inside]:,}"
             raise DatasetInvalid(str(self._root), problem)
+        self._seen.verified.add((part.path, inside))
         return table
 
-    def read_stacks(self, row_group: int, order: IntArray | None = None) -> Stacks:
-        """Read a row group with its rows in `order` (of shape [rows]; None: as stored). Only for reading."""
-        table = self.read_table(row_group)
-        by_key: dict[StackKey, list[NDArray[np.generic]]] = {}
-        for column in self._columns:
-            by_key.setdefault(column.key, []).append(column.values(table.column(column.name)))
-        return {key: _stack(columns, order) for key, columns in by_key.items()}
+    def _part_of(self, row_group: int) -> int:
+        return int(np.searchsorted(self._first_row_groups, row_group, side="right")) - 1
 
-    def _file(self, number: int) -> pq.ParquetFile:
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
+    def _file(self, number: int, verify: bool) -> pq.ParquetFile:
+        key = (number, verify)
+        if key in self._open:
+            self._open.move_to_end(key)
+            return self._open[key]
         if len(self._open) >= _MAX_OPEN_PARTS:
             self._open.popitem(last=False)[1].close()
         part = self._parts[number]
-        try:
-            file = open_part(self._root, part)
-        except FileUnusable as error:
-            raise DatasetInvalid(str(self._root), str(error)) from error.__cause__
-        difference = SchemaDifference.between(file.schema_arrow, self._schema)
-        if any(difference):
-            raise difference.error(str(self._root / part.path))
-        self._open[number] = file
+        footer = self._seen.footers.get(part.path)
+        self._seen.is_unchanged(self._root, part)  # from here on
+        file = open_part(self._root, part, metadata=footer, verify=verify)
+        if footer is None:
+            difference = SchemaDifference.between(file.schema_arrow, self._schema)
+            if any(difference):
+                raise difference.error(str(self._root / part.path))
+            self._seen.footers[part.path] = file.metadata
+        self._open[key] = file
         return file
-
-
-def _stack(columns: Sequence[NDArray[np.generic]], order: IntArray | None) -> NDArray[np.generic]:
-    if order is None and len(columns) == 1:
-        return columns[0][None]  # what was decoded, without a copy
-    stacked = np.empty((len(columns), *columns[0].shape), columns[0].dtype)
-    for target, column in zip(stacked, columns, strict=True):
-        if order is None:
-            target[:] = column
-        else:  # mode "raise", the default, would copy once more
-            np.take(column, order, axis=0, out=target, mode="clip")
-    return stacked
 
 
 def _first_line(error: Exception) -> str:

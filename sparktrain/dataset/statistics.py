@@ -7,15 +7,13 @@ from typing import Annotated
 
 from pydantic import Field, FiniteFloat, ValidationError
 
-from sparktrain.dataset.manifest import Record
+from sparktrain.dataset.manifest import Count, Record
 from sparktrain.errors import DatasetInvalid
 from sparktrain.features.sketch import COARSE_BITS
 
 STATISTICS_FILE = "statistics.json"
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 NUM_TOP_VALUES = 50
-
-Count = Annotated[int, Field(ge=0)]
 
 
 class ColumnStatistics(Record):

@@ -3,81 +3,109 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from torch.utils.data import IterableDataset, get_worker_info
 
-from sparktrain.dataset.assemble import Assembler, Chunk, Epoch
-from sparktrain.dataset.layout import StackKey, StoredColumn, stored_columns
-from sparktrain.dataset.manifest import WEIGHT_COLUMN, Manifest
-from sparktrain.dataset.plan import EpochOrder, Plan
+from sparktrain.dataset.assemble import Assembler, Chunk, Chunks
+from sparktrain.dataset.budget import WEIGHT_BYTES, Budget
+from sparktrain.dataset.buffers import Buffers
+from sparktrain.dataset.delivery import Delivery
+from sparktrain.dataset.inputs import Input
+from sparktrain.dataset.load import Loader, OnBadData
+from sparktrain.dataset.manifest import SOURCE_COLUMN, WEIGHT_COLUMN
 from sparktrain.dataset.prefetch import ReadAhead
-from sparktrain.dataset.read import RowGroupReader
-from sparktrain.errors import ConfigError, StreamMoved, StreamStateMismatch, TooFewRows
+from sparktrain.dataset.schedule import Schedule
+from sparktrain.dataset.text import text_tensors
+from sparktrain.errors import ConfigError, StreamMoved, StreamStateMismatch, WorkerProcess
 from sparktrain.world import World
 
 Batch = dict[str, torch.Tensor]
 
-_STATE_VERSION = 1
-_MAX_STEPS_PER_CHUNK = 8
+_STATE_VERSION = 2
 
 
-class Stream:
-    """Batches of one rank. `Dataset.stream` makes it and says what the arguments mean.
+class Stream(IterableDataset[Batch]):
+    """Batches of one rank. `Dataset.stream` and `mix` make it and say what their arguments mean.
 
     Iterating yields the rest of the current epoch, then moves to the beginning of the next one. A batch is a
     dict of tensors of shape [rows_per_step, *shape], by column, and `row_weight` (float32: 1.0 for a row, 0.0
-    for padding); the layout of the parts changes no value, but a column of a block is strided. Tensors of one
-    batch share memory with the few batches before and after it; they never change after they were handed out.
+    for padding and for what could not be read); the layout of the parts changes no value, but a column of a
+    block is strided. Tensors of one batch share memory with the few batches before and after it; they never
+    change after they were handed out, and their memory is used again only when the last of them is gone.
 
-    A thread reads ahead while an iteration lasts: it starts with the first batch and ends with the iteration,
-    however that ends.
+    Threads read ahead while an iteration lasts: they start with the first batch and end with the iteration,
+    however that ends. It is a `torch.utils.data.IterableDataset` with the state that a `StatefulDataLoader`
+    looks for: give loaders `batch_size=None` and `num_workers=0`.
 
     Attributes:
         epoch: of the next batch.
         step: of the next batch, in its epoch; equal to `steps_per_epoch` when only the end of the epoch is
-        left. steps_per_epoch: the same on all ranks. rows_per_step: rows of this rank in every batch.
+            left.
+        steps_per_epoch: the same on all ranks.
+        rows_per_step: rows of this rank in every batch.
+        memory_bytes: the most that reading ahead takes.
         wait_seconds: how long consumers waited for batches, in all.
+        compute_seconds: how long they took between two batches.
+        num_batches: handed out.
+        masked: rows that were given weight 0 because they can't be read: "part, row group n" -> why.
     """
 
     def __init__(
         self,
-        path: Path,
-        manifest: Manifest,
-        split: str,
-        plan: Plan,
-        columns: Sequence[str],
+        inputs: Sequence[Input],
+        schedule: Schedule,
+        delivery: Delivery,
         *,
         world: World,
-        seed: int,
-        shuffle: bool,
-        num_prefetch: int,
+        num_threads: int,
+        memory_bytes: int | None,
+        on_bad_data: OnBadData,
     ) -> None:
-        if num_prefetch < 1:
-            raise ConfigError([f"num_prefetch is {num_prefetch}; give 1 or more"], "the stream's arguments")
-        if plan.steps_per_epoch == 0:
-            raise TooFewRows(str(path), split, plan.num_rows, plan.global_batch_size)
-        self._path, self._manifest, self._split = path, manifest, split
-        self._plan, self._columns, self._shuffle, self._seed = plan, tuple(columns), shuffle, seed
-        self._stored = stored_columns(manifest.columns, manifest.layout, self._columns)
-        self._row_group_rows = np.array(
-            [rows for part in manifest.splits[split].parts for rows in part.row_groups], np.int64
-        )
+        super().__init__()
+        if num_threads < 1:
+            raise ConfigError([f"num_threads is {num_threads}; give 1 or more"], "the stream's arguments")
+        plan = schedule.plan
+        self._inputs, self._schedule, self._delivery = tuple(inputs), schedule, delivery
+        self._world, self._num_threads, self._on_bad_data = world, num_threads, on_bad_data
         self._shares = plan.shares(world.rank, world.size)
-        self._steps_per_chunk = min(num_prefetch, _MAX_STEPS_PER_CHUNK)
-        self._depth = num_prefetch // self._steps_per_chunk
-        self._iteration = 0
-        self.epoch, self.step, self.wait_seconds = 0, 0, 0.0
         self.steps_per_epoch = plan.steps_per_epoch
         self.rows_per_step = sum(share.width for share in self._shares)
+        row_bytes = delivery.row_bytes
+        self._budget = Budget.of(
+            row_group_bytes=max(int(i.source.row_group_rows.max()) for i in inputs) * row_bytes,
+            step_bytes=self.rows_per_step * (row_bytes + WEIGHT_BYTES),
+            num_lanes=len(self._shares),
+            num_threads=num_threads,
+            memory_bytes=memory_bytes,
+        )
+        self.memory_bytes = self._budget.memory_bytes
+        self._buffers = Buffers()
+        self._iteration = 0
+        self.epoch, self.step, self.num_batches = 0, 0, 0
+        self.wait_seconds, self.compute_seconds = 0.0, 0.0
+        self.masked: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Batch]:
+        if get_worker_info() is not None:
+            raise WorkerProcess()
         self._iteration += 1  # an older iteration must not move the cursor any more
         return self._rest_of_epoch(self._iteration)
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch."""
+        return self.steps_per_epoch
+
+    @property
+    def headroom(self) -> float:
+        """Steps per second with these batches over those with a frozen one: 1.0 when nothing ever waits."""
+        total = self.wait_seconds + self.compute_seconds
+        return self.compute_seconds / total if total else 1.0
 
     def state_dict(self) -> dict[str, Any]:
         """The place after the last batch that was handed out; batches read ahead don't count."""
@@ -100,27 +128,61 @@ class Stream:
         self._iteration += 1
         self.epoch, self.step = state["epoch"], state["step"]
 
+    def explain(self, step: int, epoch: int | None = None) -> pa.Table:
+        """Name the rows of a global batch, of all ranks, past or to come; reads nothing.
+
+        Args:
+            step: from 0 on.
+            epoch: None is the current one.
+
+        Returns:
+            One row for each row of the batch, in its order: `rank` (that gets it), `dataset` (its name in a
+            mixture, else ""), `part` (path), `row_group` (in the part), `row` (in the row group, as stored),
+            `is_padding`.
+
+        Raises:
+            ConfigError: when there is no such step.
+        """
+        epoch = self.epoch if epoch is None else epoch
+        if not 0 <= step < self.steps_per_epoch or epoch < 0:
+            problem = f"step {step} of epoch {epoch}; an epoch has the steps 0 to {self.steps_per_epoch - 1}"
+            raise ConfigError([problem], "the step to explain")
+        origins = self._schedule.origins(epoch, step)
+        readers = [given.open_reader(()) for given in self._inputs]
+        found = [readers[s].locate(int(g)) for s, g in zip(origins.source, origins.row_group, strict=True)]
+        size, world = len(found), self._world.size
+        ranks = np.repeat(np.arange(world), np.diff([r * size // world for r in range(world + 1)]))
+        return pa.table(
+            {
+                "rank": ranks,
+                "dataset": [self._inputs[source].name for source in origins.source],
+                "part": [part.path for part, _ in found],
+                "row_group": [inside for _, inside in found],
+                "row": origins.row,
+                "is_padding": origins.is_padding,
+            }
+        )
+
     def _meaning(self) -> dict[str, Any]:
         """Everything beside the place that fixes the global batches."""
-        return {
-            "seed": self._seed,
-            "fingerprint": self._manifest.fingerprint,
-            "global_batch_size": self._plan.global_batch_size,
-            "num_lanes": self._plan.num_lanes,
-            "split": self._split,
-            "tail": self._plan.tail,
-            "shuffle": self._shuffle,
-        }
+        plan = self._schedule.plan
+        sizes = {"global_batch_size": plan.global_batch_size, "num_lanes": plan.num_lanes}
+        return {**sizes, **self._schedule.meaning}
 
     def _rest_of_epoch(self, iteration: int) -> Iterator[Batch]:
         self._check_is_current(iteration)
-        ahead = ReadAhead(partial(self._chunks, self.epoch, self.step), self._depth)
+        ahead = self._read_ahead()
         try:
             while (chunk := self._take(ahead)) is not None:
-                for batch in _batches(chunk, self._stored, self._columns):
+                for batch in self._batches(chunk):
                     self._check_is_current(iteration)
                     self.step += 1
+                    self.num_batches += 1
+                    handed_out = time.perf_counter()
                     yield batch
+                    del batch  # its memory may be used again as soon as the consumer lets go of it
+                    self.compute_seconds += time.perf_counter() - handed_out
+                del chunk
             self._check_is_current(iteration)
             self.epoch, self.step = self.epoch + 1, 0
         finally:
@@ -133,32 +195,48 @@ class Stream:
         finally:
             self.wait_seconds += time.perf_counter() - began
 
-    def _chunks(self, epoch: int, step: int) -> Iterator[Chunk]:
-        """Runs in the reader thread, which therefore opens files of its own."""
-        reader = RowGroupReader(self._path, self._manifest, self._split, self._stored)
-        order = EpochOrder.of(self._row_group_rows, self._seed, epoch, self._shuffle)
-        setting = Epoch(self._plan, order, self._row_group_rows, self._seed, epoch, self._shuffle)
-        keys = [column.key for column in self._stored]
-        num_columns: dict[StackKey, int] = {key: keys.count(key) for key in keys}
-        return Assembler(reader, setting, self._shares, num_columns).chunks(step, self._steps_per_chunk)
+    def _batches(self, chunk: Chunk) -> Iterator[Batch]:
+        """Cut a chunk into batches."""
+        weights = torch.from_numpy(chunk.weights).unbind(0)
+        sources = None if chunk.sources is None else torch.from_numpy(chunk.sources).unbind(0)
+        for step, batch in zip(range(chunk.num_steps), self._delivery.batches(chunk.arrays), strict=False):
+            for (name, width), pieces in zip(self._delivery.texts.items(), chunk.texts, strict=True):
+                batch |= text_tensors(name, width, pieces[step])
+            batch[WEIGHT_COLUMN] = weights[step]
+            if sources is not None:
+                batch[SOURCE_COLUMN] = sources[step]
+            yield batch
+
+    def _read_ahead(self) -> ReadAhead[Chunk]:
+        borders, feeds = self._schedule.stretches(self.epoch, self.step, self._shares)
+        chunks = Chunks(borders, feeds, self._budget.steps_per_chunk)
+        sources = [given.source for given in self._inputs]
+        assembler = Assembler(self._delivery, chunks, sources, self._buffers, len(self._inputs) > 1)
+
+        def make_worker() -> Callable[[Chunk, int, int], None]:
+            """Runs in a reader thread, which therefore opens files of its own."""
+            bad = self._on_bad_data, self.masked
+            loaders = [
+                Loader(
+                    given.source,
+                    given.open_reader(self._delivery.stored),
+                    self._delivery,
+                    self._buffers,
+                    *bad,
+                )
+                for given in self._inputs
+            ]
+            return partial(assembler.fill, loaders=loaders)
+
+        return ReadAhead(
+            len(chunks),
+            len(self._shares),
+            assembler.start,
+            make_worker,
+            depth=self._budget.chunks_ahead,
+            num_threads=min(self._num_threads, len(self._shares)),
+        )
 
     def _check_is_current(self, iteration: int) -> None:
         if iteration != self._iteration:
             raise StreamMoved()
-
-
-def _batches(chunk: Chunk, stored: Sequence[StoredColumn], names: Sequence[str]) -> Iterator[Batch]:
-    stacks = {key: torch.from_numpy(stack).unbind(1) for key, stack in chunk.stacks.items()}
-    weights = torch.from_numpy(chunk.weights)
-    for step in range(len(weights)):
-        rows = {key: iter(steps[step].unbind(0)) for key, steps in stacks.items()}
-        found: Batch = {}
-        for column in stored:  # stacks keep the columns' order
-            values = next(rows[column.key])
-            if column.members:
-                found.update(zip(column.members, values.unbind(1), strict=True))
-            else:
-                found[column.name] = values
-        batch = {name: found[name] for name in names}
-        batch[WEIGHT_COLUMN] = weights[step]
-        yield batch

@@ -27,10 +27,9 @@ from sparktrain.features.fitted_columns import (
 )
 from sparktrain.features.fitted_columns.categorical import FIRST_CODE, NULL_CODE, UNKNOWN_CODE
 from sparktrain.features.output import Output, output_names
-from sparktrain.features.raw import ARROW_TYPES, InputType, read_as
+from sparktrain.features.raw import InputType, read_as
 
 __all__ = [
-    "ARROW_TYPES",
     "FIRST_CODE",
     "NULL_CODE",
     "UNKNOWN_CODE",

@@ -25,10 +25,8 @@ from sparktrain.features.fitted_columns import (
 )
 from sparktrain.features.fitted_columns.column import Arrays
 from sparktrain.features.output import Output
-from sparktrain.features.raw import ARROW_TYPES, InputType, read_as
+from sparktrain.features.raw import InputType, read_as
 from sparktrain.storage import to_json
-
-__all__ = ["ARROW_TYPES", "FittedFeature", "FittedFeatures", "InputType", "read_as"]
 
 FittedFeature = Annotated[
     FittedNumeric

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +21,6 @@ ARROW_TYPES: dict[InputType, pa.DataType] = {
     "doubles": pa.list_(pa.float64()),
     "longs": pa.list_(pa.int64()),
 }
-INPUT_TYPES: tuple[InputType, ...] = get_args(InputType)
 
 
 def read_as(column: pa.Array, input_type: InputType) -> pa.Array:

@@ -1,11 +1,9 @@
 """A sketch of a numeric distribution: counts per bucket of the float64's leading bits.
 
 A bucket is named by the sign, the exponent and the first bits of the mantissa, so that its borders are the
-same
-for every data set: sketches of two parts of the rows add up, in any order, to the sketch of all of them. A
-value
-is known to within the width of its bucket, `2**-bits` of its own size. (The idea is that of DDSketch, C.
-Masson et al., VLDB 2019, with the logarithm read from the number's bits as in HdrHistogram.)
+same for every data set: sketches of two parts of the rows add up, in any order, to the sketch of all of them.
+A value is known to within the width of its bucket, `2**-bits` of its own size. (The idea is that of DDSketch,
+C. Masson et al., VLDB 2019, with the logarithm read from the number's bits as in HdrHistogram.)
 """
 
 from __future__ import annotations
@@ -22,20 +20,6 @@ _MANTISSA_BITS = 52
 
 Sketch = dict[int, int]
 """Number of values by bucket; the buckets' order is the values' order."""
-
-
-def sketch(values: NDArray[np.float64], bits: int = FINE_BITS) -> Sketch:
-    """Count finite values, shape [n], by bucket."""
-    if not len(values):
-        return {}
-    keys = bucket_of(values, bits)
-    lowest, highest = int(keys.min()), int(keys.max())
-    if highest - lowest < 4 * len(keys) + 1024:
-        counts = np.bincount(keys - lowest)
-        found = np.flatnonzero(counts)
-        return dict(zip((found + lowest).tolist(), counts[found].tolist(), strict=True))
-    distinct, counts = np.unique(keys, return_counts=True)
-    return dict(zip(distinct.tolist(), counts.tolist(), strict=True))
 
 
 def bucket_of(values: NDArray[np.float64], bits: int) -> NDArray[np.int64]:

@@ -19,6 +19,7 @@ from sparktrain.gang.blame import user_lines
 from sparktrain.gang.launch import Gang, active_session
 from sparktrain.gang.rank import RunSpec, train_rank
 from sparktrain.gang.shipping import ship_code_of
+from sparktrain.runs.describe import flatten
 from sparktrain.runs.directory import FINISHED, RunDirectory
 from sparktrain.runs.follow import Follower
 from sparktrain.runs.publish import publish
@@ -218,7 +219,7 @@ def _run_directory(dataset: Dataset, config: Config) -> tuple[RunDirectory, Path
 
 def _compare(run: RunDirectory, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse a resume that changes the run's meaning; mention every other difference."""
-    old, new = _flat(before), _flat(now)
+    old, new = flatten(before), flatten(now)
     different = {
         key: (old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
@@ -230,16 +231,6 @@ def _compare(run: RunDirectory, before: Mapping[str, Any], now: Mapping[str, Any
         raise ResumeRefused(str(run.path), breaking)
     for key, (was, is_now) in different.items():
         logger.warning("resuming with another %s: was %r, now %r", key, was, is_now)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 @contextmanager

@@ -1,37 +1,53 @@
-"""How Spark resolves expressions: without ANSI mode, and with faults that are told in one line."""
+"""Spark's settings for a while, and how it resolves expressions: faults are told in one line."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql.types import DataType
 
 
 @contextmanager
 def without_ansi(spark: SparkSession) -> Iterator[None]:
     """Expressions that are resolved within give null where ANSI mode would fail the whole job for one row."""
-    before = spark.conf.get("spark.sql.ansi.enabled")
-    spark.conf.set("spark.sql.ansi.enabled", "false")
+    with spark_settings(spark, {"spark.sql.ansi.enabled": "false"}):
+        yield
+
+
+@contextmanager
+def spark_settings(spark: SparkSession, wanted: Mapping[str, str]) -> Iterator[None]:
+    """Set options that Spark itself knows, and so has a value for; set them back at the end."""
+    before = {name: str(spark.conf.get(name)) for name in wanted}
     try:
+        for name, value in wanted.items():
+            spark.conf.set(name, value)
         yield
     finally:
-        spark.conf.set("spark.sql.ansi.enabled", before or "false")
+        for name, value in before.items():
+            spark.conf.set(name, value)
 
 
-def resolve(df: DataFrame, column: Column) -> tuple[DataType | None, str]:
-    """The type that an expression has beside all columns of `df`; or None, and what is wrong in one line.
+def resolve(df: DataFrame, column: Column | str) -> tuple[DataType | None, str]:
+    """The type that an expression, or its SQL, has beside all columns of `df`; or None, and what is wrong.
 
     Beside all columns, so that an aggregate, which is no expression on one row, is a fault.
     """
     try:
         with _quiet():
+            column = F.expr(column) if isinstance(column, str) else column
             return df.select("*", column).schema.fields[-1].dataType, ""
     except AnalysisException as error:
-        return None, str(error).strip().splitlines()[0]
+        return None, first_line(error)
+
+
+def first_line(error: AnalysisException) -> str:
+    """What is wrong, without the query plan."""
+    return str(error).strip().splitlines()[0]
 
 
 @contextmanager

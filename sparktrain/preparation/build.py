@@ -6,12 +6,10 @@ import hashlib
 import json
 import logging
 import math
-import os
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyspark
 from pyspark.sql import DataFrame
@@ -20,14 +18,13 @@ from sparktrain import __version__
 from sparktrain.config import PrepareConfig
 from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.dataset.card import write_card
-from sparktrain.dataset.dataset import LATEST_FILE
+from sparktrain.dataset.drift import ColumnDrift
 from sparktrain.dataset.examples import write_examples
 from sparktrain.dataset.layout import ColumnSpec
 from sparktrain.dataset.manifest import FEATURES_FILE, MANIFEST_FILE, Manifest, Split
 from sparktrain.dataset.statistics import STATISTICS_FILE, Statistics
 from sparktrain.errors import (
     ConfigError,
-    DataError,
     FeaturesInvalid,
     NoRowsLeft,
     SplitEmpty,
@@ -40,23 +37,22 @@ from sparktrain.features import (
     FittedImage,
     FittedVector,
     Image,
-    InputType,
     Target,
     Vector,
     output_names,
     read_as,
 )
 from sparktrain.preparation.check import check_again, check_block_names, check_columns
-from sparktrain.preparation.clean import mark_broken_rules, rule_names
+from sparktrain.preparation.clean import Demands, mark_broken_rules, rule_names
 from sparktrain.preparation.describe import statistics_of
 from sparktrain.preparation.fit import check_sizes, fit_features, wanted_again, wanted_columns
-from sparktrain.preparation.rules import Rule
+from sparktrain.preparation.rules import Rule, size_rules
 from sparktrain.preparation.split import SPLITS, add_split
-from sparktrain.preparation.spooling import QUARANTINE, Wanted
-from sparktrain.preparation.staging import leave, staging_directory
+from sparktrain.preparation.spooling import Wanted
+from sparktrain.preparation.staging import keep_rejected, leave, publish, staging_directory
 from sparktrain.preparation.survey import Survey, survey
-from sparktrain.preparation.write import Written, column_specs, keep_only, write_parts
-from sparktrain.storage import commit_bytes, commit_json, writable_directory
+from sparktrain.preparation.write import Written, column_specs, write_parts
+from sparktrain.storage import commit_bytes, commit_json, sha256_file, writable_directory
 
 logger = logging.getLogger(__name__)
 
@@ -107,38 +103,26 @@ def prepare(
     if fitted is not None:
         if features or targets or weight:
             raise FeaturesInvalid(["`fitted` says what features, target and weight are; leave these out"])
-        targets = declared_targets(fitted)
-        weight = fitted.weight.column if fitted.weight else None
         types = check_again(df, fitted, key, config.split)
+        demands, wanted = Demands.of(fitted, config.split), wanted_again(fitted, types)
+        names = [output.name for output in fitted.outputs]
     else:
         types = check_columns(df, features, targets, key, weight=weight, split=config.split)
-    names = [o.name for o in fitted.outputs] if fitted else [n for f in features for n in output_names(f)]
-    check_block_names([*names, *(t.name for t in targets), *([weight] if weight else [])], config.layout)
+        demands = Demands(targets, weight, config.split)
+        wanted = wanted_columns(features, targets, weight, types)
+        names = [name for feature in features for name in output_names(feature)]
+    weights = [demands.weight] if demands.weight else []
+    check_block_names([*names, *(t.name for t in demands.targets), *weights], config.layout)
     home = writable_directory(Path(root) / "datasets" / _folder_name(name))
-    rules = [*rules, *size_rules(fitted.features if fitted else features, types)]
-    classes = {t.name: t.classes for t in fitted.targets if t.classes} if fitted else {}
-    marked = mark_broken_rules(df, rules, targets, weight=weight, classes=classes, split=config.split)
-    marked = add_split(marked, key, config.split)
-    wanted = wanted_again(fitted, types) if fitted else wanted_columns(features, targets, weight, types)
+    shaped = fitted.features if fitted else features
+    rules = [*rules, *size_rules(shaped, types)]
+    marked = add_split(mark_broken_rules(df, rules, demands), key, config.split)
     with staging_directory(home) as staging:
         logger.info("reading, shuffling and counting the rows")
-        found = survey(
-            marked,
-            df.columns,
-            wanted,
-            staging,
-            num_parts=config.num_parts,
-            seed=config.seed,
-            row_bytes=row_bytes(fitted.features if fitted else features),
-        )
-        quarantined = {
-            rule: found.quarantined[rule]
-            for rule in rule_names(df, rules, targets, weight=weight, classes=classes, split=config.split)
-            if rule in found.quarantined
-        }
-        keep_only(staging / QUARANTINE, found.quarantine_files)
-        _check_counts(found, quarantined, config, staging, home)
-        logger.info("fitting %d features and writing %s rows", len(features), f"{found.rows_kept:,}")
+        found = sift(df, marked, rule_names(df, rules, demands), wanted, shaped, staging, config)
+        if empty := [split for split in config.split.wanted if not found.split_rows.get(split)]:
+            raise SplitEmpty(found.rows_kept, empty)
+        logger.info("making %d features of %s rows", len(shaped), f"{found.rows_kept:,}")
         if fitted is not None:
             result = fitted
             check_sizes(fitted, found)
@@ -148,10 +132,11 @@ def prepare(
             df.sparkSession, found.spools, [w.column for w in wanted], result, staging, config
         )
         _write_examples(staging, found, wanted, result)
-        statistics = statistics_of(found, wanted, result, written)
         key_types = [(column, df.schema[column].dataType.simpleString()) for column in key]
-        _write_manifest(staging, name, found, quarantined, key_types, result, statistics, written, config)
-        return open_dataset(publish(staging, home))
+        commit_bytes(staging / FEATURES_FILE, result.to_json().encode())
+        manifest = _manifest(staging, name, found, key_types, result, written, config)
+        write_description(staging, manifest, result, statistics_of(found, wanted, result, written))
+        return open_dataset(publish(staging))
 
 
 def _folder_name(name: str) -> str:
@@ -160,54 +145,51 @@ def _folder_name(name: str) -> str:
     return name
 
 
-def declared_targets(fitted: FittedFeatures) -> tuple[Target, ...]:
-    """The declarations that fitted targets came from."""
-    return tuple(Target(name=t.name, column=t.column, kind=t.kind) for t in fitted.targets)
+def sift(
+    df: DataFrame,
+    marked: DataFrame,
+    rules: Sequence[str],
+    wanted: Sequence[Wanted],
+    features: Sequence[Feature | FittedFeature],
+    staging: Path,
+    config: PrepareConfig,
+    tolerated: Collection[str] = (),
+) -> Survey:
+    """Survey the rows of `df`, and refuse them if none or too few are kept; their quarantine stays then.
+
+    Args:
+        marked: the same rows with `row_id`, `_split` and `_broken_rule`.
+        rules: every name that `_broken_rule` can hold, in the order in which they are told.
+        tolerated: those that any number of rows may break.
+
+    Raises:
+        NoRowsLeft, TooManyQuarantined: with the rows by rule.
+    """
+    found = survey(
+        marked,
+        df.columns,
+        wanted,
+        staging,
+        num_parts=config.num_parts,
+        seed=config.seed,
+        row_bytes=_row_bytes(features),
+    )
+    quarantined = {rule: found.quarantined[rule] for rule in rules if rule in found.quarantined}
+    broken = sum(rows for rule, rows in quarantined.items() if rule not in tolerated)
+    if found.rows_kept == 0:
+        rejected = str(keep_rejected(staging)) if quarantined else "the source, which is empty"
+        raise NoRowsLeft(found.rows_in, quarantined, rejected)
+    if broken > config.max_quarantined_fraction * found.rows_in:
+        rejected = str(keep_rejected(staging))
+        limit = config.max_quarantined_fraction
+        raise TooManyQuarantined(found.rows_in, quarantined, broken, limit, rejected)
+    return replace(found, quarantined=quarantined)
 
 
-def size_rules(features: Iterable[Feature | FittedFeature], types: Mapping[str, InputType]) -> list[Rule]:
-    """Rules that quarantine rows whose array, or bytes, are not of a vector's size; a null passes."""
-    rules: dict[str, Rule] = {}
-    for feature in features:
-        if not isinstance(feature, (Vector, FittedVector)):
-            continue
-        column = feature.column or feature.name
-        quoted = f"`{column.replace('`', '``')}`"
-        size = math.prod(feature.shape)
-        if types[column] == "binary":
-            keep = f"{quoted} IS NULL OR octet_length({quoted}) = {size * np.dtype(feature.dtype).itemsize}"
-        else:
-            keep = f"{quoted} IS NULL OR size({quoted}) = {size}"
-        rules[keep] = Rule(f"{column}_wrong_size", keep)
-    return list(rules.values())
-
-
-def row_bytes(features: Sequence[Feature | FittedFeature]) -> int:
+def _row_bytes(features: Sequence[Feature | FittedFeature]) -> int:
     """Bytes of the vectors and images of a row, as Spark hands them over: at most 8 a number."""
     shaped = (Vector, FittedVector, Image, FittedImage)
     return sum(8 * math.prod(f.shape) for f in features if isinstance(f, shaped))
-
-
-def _check_counts(
-    found: Survey, quarantined: Mapping[str, int], config: PrepareConfig, staging: Path, home: Path
-) -> None:
-    """Refuse a dataset that is empty or mostly rejected; its quarantine is kept to look at."""
-    total = sum(quarantined.values())
-    kept = found.rows_kept
-    too_many = total > config.max_quarantined_fraction * found.rows_in
-    if kept == 0 or too_many:
-        rejected = home / f"rejected-{staging.name.removeprefix('.staging-')}"
-        if total:
-            os.rename(staging / QUARANTINE, rejected)
-        if kept == 0:
-            raise NoRowsLeft(
-                found.rows_in, quarantined, str(rejected) if total else "the source, which is empty"
-            )
-        raise TooManyQuarantined(
-            found.rows_in, quarantined, total, config.max_quarantined_fraction, str(rejected)
-        )
-    if empty := [split for split in config.split.wanted if not found.split_rows.get(split)]:
-        raise SplitEmpty(kept, empty)
 
 
 def _write_examples(staging: Path, found: Survey, wanted: Sequence[Wanted], features: FittedFeatures) -> None:
@@ -219,46 +201,52 @@ def _write_examples(staging: Path, found: Survey, wanted: Sequence[Wanted], feat
     write_examples(staging, pa.table(columns))
 
 
-def _write_manifest(
+def _manifest(
     staging: Path,
     name: str,
     found: Survey,
-    quarantined: Mapping[str, int],
     key: Sequence[tuple[str, str]],
     features: FittedFeatures,
-    statistics: Statistics,
     written: Mapping[str, Written],
     config: PrepareConfig,
-) -> None:
-    """Write all that describes the parts, the manifest last: from then on the directory is a dataset."""
+) -> Manifest:
     splits = {split: Split(rows=written[split].rows, parts=tuple(written[split].parts)) for split in SPLITS}
-    features_json = features.to_json().encode()
+    features_sha256 = sha256_file(staging / FEATURES_FILE)
     columns = column_specs(features)
-    manifest = Manifest(
+    return Manifest(
         name=name,
-        fingerprint=fingerprint(columns, config, features_json, splits, quarantined),
+        fingerprint=fingerprint(columns, config, features_sha256, splits, found.quarantined),
         columns=columns,
         layout=config.layout,
         splits=splits,
         rows_in=found.rows_in,
         rows_kept=found.rows_kept,
-        quarantined=dict(quarantined),
+        quarantined=found.quarantined,
         key=tuple(key),
-        features_sha256=hashlib.sha256(features_json).hexdigest(),
+        features_sha256=features_sha256,
         prepare=json.loads(config.model_dump_json()),
         versions={"sparktrain": __version__, "pyspark": pyspark.__version__, "pyarrow": pa.__version__},
     )
-    commit_bytes(staging / FEATURES_FILE, features_json)
+
+
+def write_description(
+    staging: Path,
+    manifest: Manifest,
+    features: FittedFeatures,
+    statistics: Statistics,
+    drift: Sequence[ColumnDrift] = (),
+) -> None:
+    """Write what describes the parts, the manifest last: from then on the directory is a dataset."""
     commit_json(staging / STATISTICS_FILE, statistics.model_dump(mode="json"))
-    write_card(staging, manifest, features, statistics)
+    write_card(staging, manifest, features, statistics, drift)
     leave(staging)
-    commit_json(staging / MANIFEST_FILE, manifest.model_dump(mode="json"))
+    commit_bytes(staging / MANIFEST_FILE, manifest.to_json().encode())
 
 
 def fingerprint(
     columns: Sequence[ColumnSpec],
     config: PrepareConfig,
-    features_json: bytes,
+    features_sha256: str,
     splits: Mapping[str, Split],
     quarantined: Mapping[str, int],
 ) -> str:
@@ -271,27 +259,7 @@ def fingerprint(
         "columns": [column.model_dump(mode="json") for column in columns],
         "layout": config.layout,
         "compression": config.compression,
-        "features": hashlib.sha256(features_json).hexdigest(),
+        "features": features_sha256,
         "splits": {name: [(p.row_groups, p.digest) for p in split.parts] for name, split in splits.items()},
     }
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def publish(staging: Path, home: Path) -> Path:
-    """Move the dataset to its name and point `latest.json` to it."""
-    name = Manifest.load(staging).fingerprint
-    final = home / name
-    if not _is_sound(final):
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(staging, final)
-    commit_json(home / LATEST_FILE, {"path": name})
-    return final
-
-
-def _is_sound(directory: Path) -> bool:
-    """Whether the dataset is there with all its files: a damaged one is replaced, as its error promises."""
-    try:
-        open_dataset(directory).verify()
-    except DataError:
-        return False
-    return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, DoubleType, FloatType, MapType, StructType
@@ -32,13 +31,13 @@ def cast_columns(df: DataFrame, types: Mapping[str, str]) -> DataFrame:
         CastsInvalid: no such column, no such type, or one that this column can't have; names every one.
     """
     given = {field.name: field.dataType for field in df.schema.fields}
-    problems = [fault for name, kind in types.items() if (fault := _fault(df, given, name, kind))]
-    if problems:
+    resolved = {name: _resolved(df, given, name, kind) for name, kind in types.items()}
+    if problems := [fault for _, fault in resolved.values() if fault]:
         raise CastsInvalid(problems, df.columns)
     originals = {name: F.col(UNCASTABLE_COLUMN).getField(name) for name in uncastable_columns(df)}
     cast: dict[str, Column] = {}
     for name, kind in types.items():
-        cast[name] = _cast(name, kind, df)
+        cast[name] = _cast(name, kind, is_float=isinstance(resolved[name][0], (FloatType, DoubleType)))
         text = F.col(f"`{name}`").cast("string")
         failed = F.when(F.col(f"`{name}`").isNotNull() & cast[name].isNull(), text)
         originals[name] = F.coalesce(originals[name], failed) if name in originals else failed
@@ -59,23 +58,26 @@ def uncastable_columns(df: DataFrame) -> list[str]:
     return kind.fieldNames() if isinstance(kind, StructType) else []
 
 
-def _cast(name: str, kind: str, df: DataFrame) -> Column:
-    cast = F.expr(f"try_cast(`{name}` AS {kind})")
-    if not isinstance(df.select(cast).schema.fields[0].dataType, (FloatType, DoubleType)):
+def _cast(name: str, kind: str, is_float: bool) -> Column:
+    cast = F.expr(_sql(name, kind))
+    if not is_float:
         return cast
     # A float overflows to infinity without an error: an infinity must have been one before.
     was_infinite = F.col(f"`{name}`").cast("string").rlike(_INFINITE_TEXT)
     return F.when((F.abs(cast) < F.lit(float("inf"))) | F.isnan(cast) | was_infinite, cast)
 
 
-def _fault(df: DataFrame, given: Mapping[str, DataType], name: str, kind: str) -> str | None:
-    """What is wrong with a cast, in one line."""
+def _sql(name: str, kind: str) -> str:
+    return f"try_cast(`{name}` AS {kind})"
+
+
+def _resolved(
+    df: DataFrame, given: Mapping[str, DataType], name: str, kind: str
+) -> tuple[DataType | None, str]:
+    """The type that a cast gives; or None, and what is wrong in one line."""
     if name not in given:
-        return f"there is no column `{name}`"
+        return None, f"there is no column `{name}`"
     if isinstance(given[name], (ArrayType, MapType, StructType)):
-        return f"`{name}` is {given[name].simpleString()}; cast what is inside of it with an expression"
-    try:
-        found, fault = resolve(df, F.expr(f"try_cast(`{name}` AS {kind})"))
-    except AnalysisException as error:  # the type is no SQL
-        found, fault = None, str(error).strip().splitlines()[0]
-    return None if found is not None else f"`{name}` AS {kind}: {fault}"
+        return None, f"`{name}` is {given[name].simpleString()}; cast what is inside of it with an expression"
+    found, fault = resolve(df, _sql(name, kind))
+    return found, f"`{name}` AS {kind}: {fault}" if fault else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import get_args
 
@@ -57,9 +57,7 @@ def check_columns(
     if problems := [*_clashes(features, targets, weight), *_source_clashes(df.columns)]:
         raise FeaturesInvalid(problems)
     types = {field.name: field.dataType for field in df.schema.fields}
-    sources = [*(f.source for f in features), *(t.source for t in targets), *key]
-    wanted = [*sources, *(name for name in (weight, split and split.column) if name)]
-    missing = [name for name in dict.fromkeys(wanted) if name not in types]
+    sources = [*(f.source for f in features), *(t.source for t in targets)]
     retyped = {
         f.source: wrong for f in features if f.source in types and (wrong := _wrong(f, types[f.source]))
     }
@@ -68,13 +66,26 @@ def check_columns(
             retyped[target.source] = (types[target.source].simpleString(), expected)
     if weight in types and not isinstance(types[weight], NumericType):
         retyped[weight] = (types[weight].simpleString(), "a number, the row's weight")
-    if split and split.column in types and (expected := _wrong_split(split, types[split.column])):
-        retyped[split.column] = (types[split.column].simpleString(), expected)
+    of_weight = [weight] if weight else []
+    _refuse(types, [*sources, *key, *of_weight], retyped, split)
+    return {name: kind for name in [*sources, *of_weight] if (kind := input_type(types[name])) is not None}
+
+
+def _refuse(
+    types: Mapping[str, DataType],
+    wanted: Sequence[str],
+    retyped: dict[str, tuple[str, str]],
+    split: SplitConfig | None,
+) -> None:
+    """Raise SchemaMismatch if a wanted column is missing, or one is retyped, that of the split included."""
+    if split and (column := split.column):
+        wanted = [*wanted, column]
+        if column in types and (expected := _wrong_split(split, types[column])):
+            retyped[column] = (types[column].simpleString(), expected)
+    missing = [name for name in dict.fromkeys(wanted) if name not in types]
     if missing or retyped:
-        way_out = f"the source has {', '.join(df.columns)}"
+        way_out = f"the source has {', '.join(types)}"
         raise SchemaMismatch("the source", missing=missing, retyped=retyped, way_out=way_out)
-    needed = [*(f.source for f in features), *(t.source for t in targets), *([weight] if weight else [])]
-    return {name: kind for name in needed if (kind := input_type(types[name])) is not None}
 
 
 def _clashes(features: Sequence[Feature], targets: Sequence[Target], weight: str | None) -> Iterable[str]:
@@ -215,19 +226,13 @@ def check_again(
     needed |= {target.column: target.input_type for target in fitted.targets}
     if fitted.weight is not None:
         needed[fitted.weight.column] = fitted.weight.input_type
-    wanted = [*needed, *key, *([split.column] if split.column else [])]
-    missing = [name for name in dict.fromkeys(wanted) if name not in types]
     found = {name: input_type(types[name]) for name in needed if name in types}
     retyped = {
         name: (types[name].simpleString(), f"{needed[name]}, as when the features were fitted")
         for name, kind in found.items()
         if kind != needed[name] and (kind, needed[name]) not in _READABLE
     }
-    if split.column in types and (expected := _wrong_split(split, types[split.column])):
-        retyped[split.column] = (types[split.column].simpleString(), expected)
-    if missing or retyped:
-        way_out = f"the source has {', '.join(df.columns)}"
-        raise SchemaMismatch("the source", missing=missing, retyped=retyped, way_out=way_out)
+    _refuse(types, [*needed, *key], retyped, split)
     return {name: kind for name, kind in found.items() if kind is not None}
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from sparktrain.errors import RulesInvalid
-from sparktrain.features import Target
-from sparktrain.preparation.analysis import resolve, without_ansi
+from sparktrain.features import FittedFeatures, Target
+from sparktrain.preparation.analysis import first_line, resolve, without_ansi
 from sparktrain.preparation.cast import UNCASTABLE_COLUMN, UNCASTABLE_RULE, uncastable_columns
 from sparktrain.preparation.rules import RULE_COLUMN, Rule, Unique
 from sparktrain.preparation.source import MALFORMED_COLUMN
 from sparktrain.preparation.split import comparable, split_is_known
 from sparktrain.splitting import SplitConfig
 
+ALREADY_THERE = "already_there"  # in a dataset that grows
 RESERVED_RULES = (
     "malformed",
     "target_missing",
@@ -27,37 +29,51 @@ RESERVED_RULES = (
     "target_class_unknown",
     "weight_invalid",
     "split_unknown",
-    "already_there",
+    ALREADY_THERE,
 )
 
 
-def mark_broken_rules(
-    df: DataFrame,
-    rules: Sequence[Rule],
-    targets: Sequence[Target],
-    *,
-    weight: str | None = None,
-    split: SplitConfig | None = None,
-    classes: Mapping[str, Sequence[str]] | None = None,
-) -> DataFrame:
+@dataclass(frozen=True)
+class Demands:
+    """What a row must meet that no rule declares.
+
+    Attributes:
+        targets: it has a value of each, of the kind.
+        weight: raw column of the rows' weights; None: there is none.
+        split: the method that must be able to place the row; None: no row is held against one.
+        classes: those that multiclass targets may have, by target's name; any where it names none.
+    """
+
+    targets: Sequence[Target] = ()
+    weight: str | None = None
+    split: SplitConfig | None = None
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, fitted: FittedFeatures, split: SplitConfig) -> Self:
+        """Those of rows that earlier statistics are to be applied to."""
+        return cls(
+            targets=[Target(name=t.name, column=t.column, kind=t.kind) for t in fitted.targets],
+            weight=fitted.weight.column if fitted.weight else None,
+            split=split,
+            classes={target.name: target.classes for target in fitted.targets if target.classes},
+        )
+
+
+def mark_broken_rules(df: DataFrame, rules: Sequence[Rule], demands: Demands) -> DataFrame:
     """Add `_broken_rule`: the name of the first rule that the row breaks, or null for a row to keep.
 
     Order: unparsable text first (its other fields mean nothing), then what could not be cast, the declared
     rules, the targets', the weight's and the split's. Last come the declared `Rule.unique`, for rows that
     break no other.
 
-    Args:
-        weight: raw column of the rows' weights.
-        split: rows that its method can't place are marked `split_unknown`.
-        classes: the classes that multiclass targets may have, by target's name; None: any.
-
     Raises:
         RulesInvalid: a rule has no name of its own, or is no condition over these columns; names every one.
     """
     with without_ansi(df.sparkSession):
         _check_rules(df, rules)
-        fixed = _fixed_rules(df, targets, weight, split, classes)
-        conditions = [*fixed[0], *_declared(df, rules), *fixed[1]]
+        before, after = _fixed_rules(df, demands)
+        conditions = [*before, *_declared(df, rules), *after]
         broken = [F.when(F.coalesce(keep, F.lit(False)), None).otherwise(F.lit(n)) for n, keep in conditions]
         marked = df.withColumn(RULE_COLUMN, F.coalesce(*broken, F.lit(None).cast("string")))
         for rule in rules:
@@ -66,54 +82,40 @@ def mark_broken_rules(
         return marked
 
 
-def rule_names(
-    df: DataFrame,
-    rules: Sequence[Rule],
-    targets: Sequence[Target],
-    *,
-    weight: str | None = None,
-    split: SplitConfig | None = None,
-    classes: Mapping[str, Sequence[str]] | None = None,
-) -> list[str]:
+def rule_names(df: DataFrame, rules: Sequence[Rule], demands: Demands) -> list[str]:
     """Every name that `_broken_rule` can hold, in the order of precedence."""
-    before, after = _fixed_rules(df, targets, weight, split, classes)
+    before, after = _fixed_rules(df, demands)
     of_one_row = [rule.name for rule in rules if not isinstance(rule.keep, Unique)]
     unique = [rule.name for rule in rules if isinstance(rule.keep, Unique)]
     return [*(name for name, _ in before), *of_one_row, *(name for name, _ in after), *unique]
 
 
 def _fixed_rules(
-    df: DataFrame,
-    targets: Sequence[Target],
-    weight: str | None,
-    split: SplitConfig | None,
-    classes: Mapping[str, Sequence[str]] | None,
+    df: DataFrame, demands: Demands
 ) -> tuple[list[tuple[str, Column]], list[tuple[str, Column]]]:
     """Rules that nobody declares, with their conditions: those before the declared ones, those after."""
     before = [("malformed", F.col(MALFORMED_COLUMN).isNull())] if MALFORMED_COLUMN in df.columns else []
     for name in uncastable_columns(df):
         before.append((UNCASTABLE_RULE + name, F.col(UNCASTABLE_COLUMN).getField(name).isNull()))
-    after = _target_rules(targets, weight, classes)
-    known = split_is_known(df, split) if split else None
+    after = _target_rules(demands)
+    known = split_is_known(df, demands.split) if demands.split else None
     if known is not None:
         after.append(("split_unknown", known))
     return before, after
 
 
-def _target_rules(
-    targets: Sequence[Target], weight: str | None, classes: Mapping[str, Sequence[str]] | None = None
-) -> list[tuple[str, Column]]:
+def _target_rules(demands: Demands) -> list[tuple[str, Column]]:
     """What targets and weight must meet. A NaN is missing; text and integers of classes have none."""
     present: list[Column] = []
     binary: list[Column] = []
     finite: list[Column] = []
     known: list[Column] = []
-    for target in targets:
+    for target in demands.targets:
         column = F.col(f"`{target.source}`")
         present.append(column.isNotNull())
         if target.kind == "multiclass":
-            if classes and target.name in classes:
-                known.append(column.cast("string").isin(list(classes[target.name])))
+            if target.name in demands.classes:
+                known.append(column.cast("string").isin(list(demands.classes[target.name])))
             continue
         number = column.cast("double")
         present.append(~F.isnan(number))
@@ -127,8 +129,8 @@ def _target_rules(
         "target_not_finite": finite,
         "target_class_unknown": known,
     }
-    if weight is not None:
-        number = F.col(f"`{weight}`").cast("double")
+    if demands.weight is not None:
+        number = F.col(f"`{demands.weight}`").cast("double")
         found["weight_invalid"] = [~F.isnan(number), number >= 0, number < F.lit(float("inf"))]
     return [(name, _all(conditions)) for name, conditions in found.items() if conditions]
 
@@ -186,7 +188,7 @@ def _fault(df: DataFrame, rule: Rule) -> str | None:
     try:
         condition = _condition(df, rule)
     except AnalysisException as error:  # text that is no SQL
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     if condition is None:
         return "give SQL text, a Column, or a function that makes a Column of the DataFrame"
     kind, fault = resolve(df, condition)

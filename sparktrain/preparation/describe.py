@@ -16,12 +16,11 @@ from sparktrain.dataset.statistics import (
 from sparktrain.features import FittedFeatures
 from sparktrain.features.sketch import CARD_BITS, COARSE_BITS, Sketch, coarser
 from sparktrain.preparation.counting import Numbers
-from sparktrain.preparation.spooling import View, Wanted
+from sparktrain.preparation.spooling import PLAIN, Wanted
 from sparktrain.preparation.survey import Survey
 from sparktrain.preparation.write import Written
 
 _MAX_BUCKETS = 200
-_PLAIN = View(None, None, CARD_BITS)
 
 
 def statistics_of(
@@ -45,7 +44,7 @@ def statistics_of(
 
 def _column(wanted: Wanted, found: Survey, rows: int) -> ColumnStatistics:
     counted: dict[str, object] = {"nulls": found.train_nulls[wanted.column]}
-    if (numbers := found.numbers.get((wanted.column, _PLAIN))) is not None:
+    if (numbers := found.numbers.get((wanted.column, PLAIN))) is not None:
         counted |= _numbers(numbers)
     if (values := found.values.get(wanted.column)) is not None and not wanted.all_splits:
         counted |= {"values": values.counts[:NUM_TOP_VALUES], "distinct": values.distinct}

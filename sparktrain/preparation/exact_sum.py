@@ -2,12 +2,10 @@
 
 Spark adds partial sums in the order in which tasks end, so the last bits of `avg` and `stddev` differ between
 two runs over the same rows. Here each float64 is cut into limbs: whole multiples, of at most 17 bits, of
-fixed
-powers of two. Sums of limbs, and of their products, are whole numbers below 2**53, which float64 adds without
-rounding: exact, hence the same in any order and any partitioning, and mergeable. (The fixed grid is that of
-J.
-Demmel and H. D. Nguyen, "Parallel Reproducible Summation", 2015; the whole grid is kept, as in U. Kulisch's
-long accumulator, so that nothing is rounded at all.)
+fixed powers of two. Sums of limbs, and of their products, are whole numbers below 2**53, which float64 adds
+without rounding: exact, hence the same in any order and any partitioning, and mergeable. (The fixed grid is
+that of J. Demmel and H. D. Nguyen, "Parallel Reproducible Summation", 2015; the whole grid is kept, as in
+U. Kulisch's long accumulator, so that nothing is rounded at all.)
 """
 
 from __future__ import annotations
@@ -44,8 +42,7 @@ def exact_moments(values: NDArray[np.float64]) -> tuple[Bins, Bins]:
 
 
 def _limbs(values: NDArray[np.float64]) -> dict[int, NDArray[np.float64]]:
-    """Cut each value into whole multiples of 2**exponent, |multiple| < 2**17: arrays of shape [n] by
-    exponent.
+    """Cut each value into multiples of 2**exponent, whole and below 2**17: arrays of shape [n] by exponent.
 
     Exponents are multiples of `_LIMB_BITS`, whatever the values are, so that limbs of any two calls add up.
     """

@@ -37,14 +37,13 @@ from sparktrain.features import (
 from sparktrain.features.fitted_columns.numeric import Replacement
 from sparktrain.features.sketch import CARD_BITS, FINE_BITS
 from sparktrain.preparation.counting import Numbers
-from sparktrain.preparation.spooling import View, Wanted
+from sparktrain.preparation.spooling import PLAIN, View, Wanted
 from sparktrain.preparation.survey import Survey
 
 logger = logging.getLogger(__name__)
 
 LARGEST = 1e150  # the variance of larger values leaves float64
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-_PLAIN = View(None, None, CARD_BITS)
 MAX_CLASSES = 100_000
 _NUM_SHOWN = 1000  # values of a column whose vocabulary is no longer to be made
 
@@ -60,7 +59,7 @@ def wanted_columns(
     wanted: dict[str, Wanted] = {}
     for feature in features:
         if isinstance(feature, Numeric):
-            _want(wanted, types, feature.source, view=_PLAIN)
+            _want(wanted, types, feature.source, view=PLAIN)
             _want(wanted, types, feature.source, view=view_of(feature))
         elif isinstance(feature, Boolean):
             _want(wanted, types, feature.source, max_values=_NUM_SHOWN)
@@ -74,7 +73,7 @@ def wanted_columns(
             wanted, types, target.source, max_values=MAX_CLASSES + 1 if classes else None, all_splits=classes
         )
     if weight is not None:
-        _want(wanted, types, weight, view=_PLAIN)
+        _want(wanted, types, weight, view=PLAIN)
     return list(wanted.values())
 
 
@@ -83,7 +82,7 @@ def wanted_again(fitted: FittedFeatures, types: Mapping[str, InputType]) -> list
     wanted: dict[str, Wanted] = {}
     for feature in fitted.features:
         if isinstance(feature, FittedNumeric):
-            _want(wanted, types, feature.column, view=_PLAIN)
+            _want(wanted, types, feature.column, view=PLAIN)
         elif isinstance(feature, FittedBoolean) or (
             isinstance(feature, FittedCategorical) and feature.num_buckets is None
         ):
@@ -158,7 +157,7 @@ def _refused(feature: Feature, found: Survey) -> Iterable[str]:
     if getattr(feature, "fill", None) == "fail" and (nulls := found.nulls[feature.source]):
         yield f"{nulls:,} nulls"
     if isinstance(feature, Numeric):
-        numbers = found.numbers[feature.source, _PLAIN]
+        numbers = found.numbers[feature.source, PLAIN]
         as_null = feature.fill == "fail" and feature.nan == "null"
         if numbers.nans and (feature.nan == "fail" or as_null):
             yield f"{numbers.nans:,} NaN"
@@ -194,7 +193,7 @@ def _check_raw_sizes(columns: Iterable[str], found: Survey) -> None:
 
 def _extremes(column: str, found: Survey) -> tuple[float, float]:
     """The smallest and the largest finite value, of all splits."""
-    numbers = found.numbers[column, _PLAIN]
+    numbers = found.numbers[column, PLAIN]
     return numbers.smallest or 0.0, numbers.largest or 0.0
 
 
@@ -284,5 +283,5 @@ def _fit_target(target: Target, found: Survey, input_type: InputType) -> FittedT
 
 
 def _fit_weight(weight: str, found: Survey, types: Mapping[str, InputType]) -> FittedWeight:
-    mean = found.numbers[weight, _PLAIN].mean()
+    mean = found.numbers[weight, PLAIN].mean()
     return FittedWeight(name=weight, column=weight, input_type=types[weight], scale=mean or 1.0)

@@ -14,27 +14,23 @@ from pyspark.sql import functions as F
 
 from sparktrain.config import PrepareConfig
 from sparktrain.dataset import Dataset, open_dataset
-from sparktrain.dataset.card import write_card
 from sparktrain.dataset.drift import ColumnDrift, compare
-from sparktrain.dataset.manifest import EXAMPLES_FILE, FEATURES_FILE, MANIFEST_FILE, Split
-from sparktrain.dataset.statistics import STATISTICS_FILE, CodeCounts, Statistics, TargetStatistics
-from sparktrain.errors import DatasetInvalid, NoRowsLeft, SchemaMismatch, TooManyQuarantined
-from sparktrain.preparation.build import declared_targets, fingerprint, publish, row_bytes, size_rules
+from sparktrain.dataset.manifest import EXAMPLES_FILE, FEATURES_FILE, Manifest, Split
+from sparktrain.dataset.statistics import CodeCounts, Statistics, TargetStatistics
+from sparktrain.errors import DatasetInvalid, SchemaMismatch
+from sparktrain.preparation.build import fingerprint, sift, write_description
 from sparktrain.preparation.check import check_again
-from sparktrain.preparation.clean import mark_broken_rules, rule_names
+from sparktrain.preparation.clean import ALREADY_THERE, Demands, mark_broken_rules, rule_names
 from sparktrain.preparation.describe import statistics_of
 from sparktrain.preparation.fit import check_sizes, wanted_again
-from sparktrain.preparation.rules import RULE_COLUMN, Rule
+from sparktrain.preparation.rules import RULE_COLUMN, Rule, size_rules
 from sparktrain.preparation.split import IS_THERE_COLUMN, ROW_ID_COLUMN, SPLITS, add_split
 from sparktrain.preparation.spooling import QUARANTINE
-from sparktrain.preparation.staging import leave, staging_directory
-from sparktrain.preparation.survey import survey
-from sparktrain.preparation.write import Written, keep_only, write_parts
-from sparktrain.storage import commit_json
+from sparktrain.preparation.staging import publish, staging_directory
+from sparktrain.preparation.survey import Survey
+from sparktrain.preparation.write import Written, write_parts
 
 logger = logging.getLogger(__name__)
-
-ALREADY_THERE = "already_there"
 
 
 def append(dataset: Dataset, df: DataFrame, *, rules: Sequence[Rule] = ()) -> Dataset:
@@ -61,50 +57,31 @@ def append(dataset: Dataset, df: DataFrame, *, rules: Sequence[Rule] = ()) -> Da
     _check_can_grow(dataset)
     key = [name for name, _ in dataset.manifest.key]
     config = PrepareConfig.model_validate(dataset.manifest.prepare)
-    fitted, home = dataset.features, dataset.path.parent
-    targets = declared_targets(fitted)
-    options = {
-        "weight": fitted.weight.column if fitted.weight else None,
-        "classes": {target.name: target.classes for target in fitted.targets if target.classes},
-        "split": config.split,
-    }
+    fitted, demands = dataset.features, Demands.of(dataset.features, config.split)
     types = check_again(df, fitted, key, config.split)
     _check_key(df, dict(dataset.manifest.key))
     rules = [*rules, *size_rules(fitted.features, types)]
-    marked = add_split(mark_broken_rules(df, rules, targets, **options), key, config.split)  # type: ignore[arg-type]
+    marked = add_split(mark_broken_rules(df, rules, demands), key, config.split)
     if key:
         marked = _without_known(marked, dataset)
     wanted = wanted_again(fitted, types)
-    with staging_directory(home) as staging:
+    names = [*rule_names(df, rules, demands), ALREADY_THERE]
+    with staging_directory(dataset.path.parent) as staging:
         logger.info("reading, shuffling and counting the new rows")
-        found = survey(
-            marked,
-            df.columns,
-            wanted,
-            staging,
-            num_parts=config.num_parts,
-            seed=config.seed,
-            row_bytes=row_bytes(fitted.features),
-        )
-        keep_only(staging / QUARANTINE, found.quarantine_files)
-        names = [*rule_names(df, rules, targets, **options), ALREADY_THERE]  # type: ignore[arg-type]
-        quarantined = {name: found.quarantined[name] for name in names if name in found.quarantined}
-        broken = sum(count for name, count in quarantined.items() if name != ALREADY_THERE)
-        if found.rows_kept == 0 or broken > config.max_quarantined_fraction * found.rows_in:
-            rejected = _reject(staging, home)
-            if found.rows_kept == 0:
-                raise NoRowsLeft(found.rows_in, quarantined, rejected or "the source, which is empty")
-            limit = config.max_quarantined_fraction
-            raise TooManyQuarantined(found.rows_in, quarantined, broken, limit, rejected or "")
+        found = sift(df, marked, names, wanted, fitted.features, staging, config, tolerated=[ALREADY_THERE])
         check_sizes(fitted, found)
         logger.info("writing %s new rows", f"{found.rows_kept:,}")
         spark, columns = df.sparkSession, [w.column for w in wanted]
         written = write_parts(spark, found.spools, columns, fitted, staging, config)
         new = statistics_of(found, wanted, fitted, written)
         _share(dataset, staging)
-        _write_description(dataset, staging, new, written, found.rows_in, quarantined)
+        manifest = _manifest(dataset, found, written, config)
+        reference = Statistics.load(dataset.path)
+        drift = compare(reference, new, fitted)
+        _warn(drift)
+        write_description(staging, manifest, fitted, _merged(reference, new), drift)
         _check_is_newest(dataset)  # another append may have been faster
-        return open_dataset(publish(staging, home))
+        return open_dataset(publish(staging))
 
 
 def _check_can_grow(dataset: Dataset) -> None:
@@ -136,7 +113,7 @@ def _check_key(df: DataFrame, key: Mapping[str, str]) -> None:
 
 def _without_known(marked: DataFrame, dataset: Dataset) -> DataFrame:
     """Mark the rows whose id the dataset holds."""
-    paths = [str(dataset.path / part.path) for s in dataset.manifest.splits.values() for part in s.parts]
+    paths = map(str, _parts(dataset))
     known = marked.sparkSession.read.schema(f"{ROW_ID_COLUMN} bigint").parquet(*paths).distinct()
     joined = marked.join(known.withColumn(IS_THERE_COLUMN, F.lit(True)), ROW_ID_COLUMN, "left")
     is_there = F.col(RULE_COLUMN).isNull() & F.col(IS_THERE_COLUMN).isNotNull()
@@ -144,20 +121,14 @@ def _without_known(marked: DataFrame, dataset: Dataset) -> DataFrame:
     return joined.withColumn(RULE_COLUMN, rule).drop(IS_THERE_COLUMN)
 
 
-def _reject(staging: Path, home: Path) -> str | None:
-    """Keep the quarantine of rows that were refused, to look at."""
-    if not (staging / QUARANTINE).exists():
-        return None
-    rejected = home / f"rejected-{staging.name.removeprefix('.staging-')}"
-    os.rename(staging / QUARANTINE, rejected)
-    return str(rejected)
+def _parts(dataset: Dataset) -> list[Path]:
+    return [dataset.path / part.path for s in dataset.manifest.splits.values() for part in s.parts]
 
 
 def _share(dataset: Dataset, staging: Path) -> None:
     """Put the old parts and the old quarantine beside the new ones."""
-    parts = [dataset.path / part.path for s in dataset.manifest.splits.values() for part in s.parts]
     quarantine = sorted((dataset.path / QUARANTINE).glob("*.parquet"))
-    for source in [*parts, *quarantine]:
+    for source in [*_parts(dataset), *quarantine]:
         target = staging / source.relative_to(dataset.path)
         target.parent.mkdir(exist_ok=True)
         try:
@@ -168,38 +139,24 @@ def _share(dataset: Dataset, staging: Path) -> None:
         shutil.copyfile(dataset.path / name, staging / name)
 
 
-def _write_description(
-    dataset: Dataset,
-    staging: Path,
-    new: Statistics,
-    written: Mapping[str, Written],
-    rows_in: int,
-    quarantined: Mapping[str, int],
-) -> None:
+def _manifest(
+    dataset: Dataset, found: Survey, written: Mapping[str, Written], config: PrepareConfig
+) -> Manifest:
+    """That of the old rows and the new ones together."""
     old = dataset.manifest
     parts = {split: (*old.splits[split].parts, *written[split].parts) for split in SPLITS}
     splits = {split: Split(rows=sum(p.rows for p in parts[split]), parts=parts[split]) for split in SPLITS}
-    config = PrepareConfig.model_validate(old.prepare)
-    totals = dict(Counter(old.quarantined) + Counter(quarantined))
-    features_json = (dataset.path / FEATURES_FILE).read_bytes()
-    manifest = old.model_copy(
+    totals = dict(Counter(old.quarantined) + Counter(found.quarantined))
+    return old.model_copy(
         update={
-            "fingerprint": fingerprint(old.columns, config, features_json, splits, totals),
+            "fingerprint": fingerprint(old.columns, config, old.features_sha256, splits, totals),
             "splits": splits,
-            "rows_in": old.rows_in + rows_in,
+            "rows_in": old.rows_in + found.rows_in,
             "rows_kept": sum(split.rows for split in splits.values()),
             "quarantined": totals,
             "appended_to": old.fingerprint,
         }
     )
-    reference = Statistics.load(dataset.path)
-    statistics = _merged(reference, new)
-    drift = compare(reference, new, dataset.features)
-    _warn(drift)
-    commit_json(staging / STATISTICS_FILE, statistics.model_dump(mode="json"))
-    write_card(staging, manifest, dataset.features, statistics, drift)
-    leave(staging)
-    commit_json(staging / MANIFEST_FILE, manifest.model_dump(mode="json"))
 
 
 def _warn(drift: Sequence[ColumnDrift]) -> None:

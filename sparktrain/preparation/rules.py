@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from sparktrain.errors import RulesInvalid
+from sparktrain.features import Feature, FittedFeature, FittedVector, InputType, Vector
 
 RULE_COLUMN = "_broken_rule"
 
@@ -117,3 +120,19 @@ class _OneOf:
         column = F.col(f"`{self.column}`")
         found = column.isin([value for value in self.values if value is not None])
         return (column.isNull() | found) if None in self.values else found
+
+
+def size_rules(features: Iterable[Feature | FittedFeature], types: Mapping[str, InputType]) -> list[Rule]:
+    """Rules that quarantine rows whose array, or bytes, are not of a vector's size; a null passes."""
+    rules: dict[str, Rule] = {}
+    for feature in features:
+        if not isinstance(feature, (Vector, FittedVector)):
+            continue
+        column, size = feature.column or feature.name, math.prod(feature.shape)
+        if types[column] == "binary":
+            fits = f"octet_length(`{column}`) = {size * np.dtype(feature.dtype).itemsize}"
+        else:
+            fits = f"size(`{column}`) = {size}"
+        keep = f"`{column}` IS NULL OR {fits}"
+        rules[keep] = Rule(f"{column}_wrong_size", keep)
+    return list(rules.values())

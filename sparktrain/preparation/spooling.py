@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pyspark import TaskContext
 
 from sparktrain.features import InputType, read_as
+from sparktrain.features.sketch import CARD_BITS
 from sparktrain.preparation.counting import NumberCounter, ValueCounter
 from sparktrain.preparation.split import SPLITS
 
@@ -39,6 +40,9 @@ class View(NamedTuple):
     low: float | None
     high: float | None
     bits: int
+
+
+PLAIN = View(None, None, CARD_BITS)  # what the card shows, and what limits are held against
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,16 @@ counts, so that features are applied afterwards, to the spooled rows, without a 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from sparktrain.preparation.analysis import spark_settings
 from sparktrain.preparation.counting import Numbers, merged_numbers
 from sparktrain.preparation.rules import RULE_COLUMN
 from sparktrain.preparation.split import ROW_ID_COLUMN, SPLIT_COLUMN, SPLITS
@@ -24,6 +25,7 @@ from sparktrain.preparation.spooling import (
     COUNTS_DDL,
     HASH_BITS,
     PLACE,
+    QUARANTINE,
     ROW_ID,
     RULE,
     SOURCE,
@@ -32,6 +34,7 @@ from sparktrain.preparation.spooling import (
     Wanted,
     survey_partition,
 )
+from sparktrain.preparation.staging import keep_only
 
 _WHOLE = {  # to_json drops nulls and what a timestamp has beyond milliseconds, unless it is told
     "ignoreNullFields": "false",
@@ -122,9 +125,11 @@ def survey(
     ordered = rows.repartition(num_parts, PLACE).sortWithinPartitions(PLACE)
     worker = partial(survey_partition, staging=str(staging), wanted=tuple(wanted))
     partials = ordered.mapInArrow(worker, COUNTS_DDL)
-    with _settings_for(marked.sparkSession, row_bytes + _MEAN_VALUE_BYTES * len(wanted)):
-        found = _most_frequent(partials, wanted).collect()
-    return _assemble([row.asDict() for row in found], wanted)
+    with spark_settings(marked.sparkSession, _settings_for(row_bytes + _MEAN_VALUE_BYTES * len(wanted))):
+        collected = _most_frequent(partials, wanted).collect()
+    found = _assemble([row.asDict() for row in collected], wanted)
+    keep_only(staging / QUARANTINE, found.quarantine_files)
+    return found
 
 
 def place(raw: Sequence[Column], seed: int) -> Column:
@@ -143,27 +148,18 @@ def place(raw: Sequence[Column], seed: int) -> Column:
     return F.shiftleft(number, HASH_BITS).bitwiseOR(F.shiftrightunsigned(mixed, 64 - HASH_BITS))
 
 
-@contextmanager
-def _settings_for(spark: SparkSession, row_bytes: int) -> Iterator[None]:
-    """Set what this one job needs, and set it back.
+def _settings_for(row_bytes: int) -> dict[str, str]:
+    """What this one job needs.
 
     Record batches are of a size that is worth a call and fits into memory, however wide a row is. And Spark
     draws no conclusions from what equals what: for each alias of a column it would double all it knows of
     expressions that hold the column; a hash holds them all: forty columns take all the memory there is.
     """
     rows = max(16, min(_MAX_BATCH_ROWS, _MAX_BATCH_BYTES // max(row_bytes, 1)))
-    settings = {
-        "spark.sql.execution.arrow.maxRecordsPerBatch": (str(rows), "10000"),
-        "spark.sql.constraintPropagation.enabled": ("false", "true"),
+    return {
+        "spark.sql.execution.arrow.maxRecordsPerBatch": str(rows),
+        "spark.sql.constraintPropagation.enabled": "false",
     }
-    before = {name: spark.conf.get(name, default) for name, (_, default) in settings.items()}
-    for name, (value, _) in settings.items():
-        spark.conf.set(name, value)
-    try:
-        yield
-    finally:
-        for name, (_, default) in settings.items():
-            spark.conf.set(name, before[name] or default)
 
 
 def _most_frequent(partials: DataFrame, wanted: Sequence[Wanted]) -> DataFrame:
@@ -189,16 +185,16 @@ def _most_frequent(partials: DataFrame, wanted: Sequence[Wanted]) -> DataFrame:
     return ranked.where(kept).drop("rank")
 
 
-def _assemble(found: Sequence[Mapping[str, object]], wanted: Sequence[Wanted]) -> Survey:
-    by_topic: dict[str, list[Mapping[str, object]]] = {}
+def _assemble(found: Sequence[Mapping[str, Any]], wanted: Sequence[Wanted]) -> Survey:
+    by_topic: dict[str, list[Mapping[str, Any]]] = {}
     for row in found:
-        by_topic.setdefault(str(row["topic"]), []).append(row)
+        by_topic.setdefault(row["topic"], []).append(row)
 
     def counts(topic: str) -> dict[str, int]:
-        return {str(row["key"]): int(str(row["count"])) for row in by_topic.get(topic, [])}
+        return {row["key"]: row["count"] for row in by_topic.get(topic, [])}
 
     def payloads(topic: str) -> dict[str, list[str]]:
-        return {str(row["key"]): list(row["payload"]) for row in by_topic.get(topic, [])}  # type: ignore[call-overload]
+        return {row["key"]: row["payload"] for row in by_topic.get(topic, [])}
 
     nulls, train_nulls = counts("nulls"), counts("train_nulls")
     texts = payloads("numbers")
@@ -225,9 +221,7 @@ def _assemble(found: Sequence[Mapping[str, object]], wanted: Sequence[Wanted]) -
     )
 
 
-def _values(rows: Sequence[Mapping[str, object]], wanted: Wanted) -> Values:
-    counted = [(str(row["key"]), int(str(row["count"]))) for row in rows]
-    counted.sort(key=lambda item: (-item[1], item[0]))
+def _values(rows: Sequence[Mapping[str, Any]], wanted: Wanted) -> Values:
+    counted = sorted(((row["key"], row["count"]) for row in rows), key=lambda item: (-item[1], item[0]))
     frequent = [item for item in counted if item[1] >= wanted.min_count][: wanted.max_values]
-    distinct = int(str(rows[0]["distinct"])) if rows else 0
-    return Values(tuple(frequent), distinct)
+    return Values(tuple(frequent), rows[0]["distinct"] if rows else 0)

@@ -1,9 +1,8 @@
 """Writing parts: spooled rows become what the model takes, in exactly equal shares, with pyarrow.
 
 That gives exact row groups, page checksums, required columns and fixed-size values on every Spark version,
-and needs
-no output committer: only files that a successful task returned get into the manifest, so a retried task's
-leftovers are never seen. Features are applied by `FittedFeatures.transform`, the one that serving uses.
+and needs no output committer: only files that a successful task returned get into the manifest, so a retried
+task's leftovers are never seen. Features are applied by `FittedFeatures.transform`, as in serving.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import json
 import os
 import secrets
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
 from sparktrain.config import PrepareConfig
-from sparktrain.dataset.layout import ColumnSpec, Layout, pack, stored_schema
+from sparktrain.dataset.layout import ColumnSpec, Layout, Role, pack, stored_schema
 from sparktrain.dataset.manifest import Part
 from sparktrain.dataset.read import WRITE_CHECKSUMS
 from sparktrain.errors import DataError, ValuesRefused
@@ -34,6 +33,7 @@ from sparktrain.features import UNKNOWN_CODE, FittedCategorical, FittedFeatures
 from sparktrain.preparation.packing import Packer
 from sparktrain.preparation.split import ROW_ID_COLUMN, SPLITS
 from sparktrain.preparation.spooling import Spool
+from sparktrain.preparation.staging import keep_only
 
 _SCHEMA = "split string, part int, content string"
 _ARROW_SCHEMA = pa.schema([("split", pa.string()), ("part", pa.int32()), ("content", pa.string())])
@@ -76,17 +76,13 @@ def column_specs(features: FittedFeatures) -> tuple[ColumnSpec, ...]:
     """Columns of a dataset: row id, features, targets, weight."""
     passed_on = {f.name for f in features.features if f.kind == "passthrough"}
     specs = [ColumnSpec(name=ROW_ID_COLUMN, dtype="int64", role="row_id")]
-    for output in features.outputs:
-        role = "passthrough" if output.name in passed_on else "feature"
-        specs.append(_spec(output.name, output.dtype, output.shape, role))
-    specs += [_spec(target.name, target.output.dtype, (), "target") for target in features.targets]
-    if features.weight is not None:
-        specs.append(_spec(features.weight.name, features.weight.output.dtype, (), "weight"))
+    for o in features.outputs:
+        role: Role = "passthrough" if o.name in passed_on else "feature"
+        specs.append(ColumnSpec(name=o.name, dtype=o.dtype, shape=o.shape, role=role))
+    specs += [ColumnSpec(name=t.name, dtype=t.output.dtype, role="target") for t in features.targets]
+    if (weight := features.weight) is not None:
+        specs.append(ColumnSpec(name=weight.name, dtype=weight.output.dtype, role="weight"))
     return tuple(specs)
-
-
-def _spec(name: str, dtype: str, shape: tuple[int, ...], role: str) -> ColumnSpec:
-    return ColumnSpec.model_validate({"name": name, "dtype": dtype, "shape": shape, "role": role})
 
 
 def write_parts(
@@ -139,13 +135,6 @@ def _raise_refused(contents: Sequence[Mapping[str, Any]]) -> None:
             for n, w in refused.items()
         }
         raise ValuesRefused({name: whats[0] + more[name] for name, whats in refused.items()})
-
-
-def keep_only(directory: Path, names: Collection[str]) -> None:
-    """Delete the files that tries of Spark tasks left which failed or came second."""
-    for file in directory.iterdir() if directory.is_dir() else ():
-        if file.name not in names:
-            file.unlink(missing_ok=True)
 
 
 def _shares(spools: Sequence[Spool], number: int, size: int) -> dict[str, list[Stretch]]:

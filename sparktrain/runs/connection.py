@@ -96,7 +96,7 @@ def _check_database(uri: str) -> None:
 @contextlib.contextmanager
 def _first_use(uri: str) -> Iterator[None]:
     """Let one process at a time find, or make, the tables of a SQLite file: two at once would clash."""
-    path = _sqlite_file(uri)
+    path = sqlite_file(uri)
     if path is None:
         yield
         return
@@ -105,7 +105,7 @@ def _first_use(uri: str) -> Iterator[None]:
         yield
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
     """The file of a SQLite database; None for other servers and for one that lives in memory."""
     path = unquote(uri.partition("///")[2]).partition("?")[0]
     return Path(path) if uri.startswith("sqlite:") and path and path != ":memory:" else None
@@ -113,7 +113,7 @@ def _sqlite_file(uri: str) -> Path | None:
 
 def _check_sqlite_file(uri: str) -> None:
     """Open the file ourselves: MLflow retries a path that can't work for half a minute."""
-    path = _sqlite_file(uri)
+    path = sqlite_file(uri)
     if path is None:
         return
     if not path.parent.is_dir():

@@ -40,16 +40,21 @@ def masked(tree: Any, key: str = "") -> Any:
     return without_secrets(tree) if isinstance(tree, str) else tree
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return {"train.epochs": "4", ...}: dotted keys and texts, as MLflow's params are."""
-    flat: dict[str, str] = {}
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"train.epochs": 4, ...}: values by dotted key; an empty section is a value."""
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
-        key = prefix + re.sub(r"[^\w\-. /:]", "_", str(name))
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{key}.")
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[key] = (value if isinstance(value, str) else json.dumps(value))[:_MAX_PARAM]
+            flat[f"{prefix}{name}"] = value
     return flat
+
+
+def params_of(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Return {"train.epochs": "4", ...}: keys and texts that MLflow takes as params."""
+    texts = {key: v if isinstance(v, str) else json.dumps(v) for key, v in flatten(tree).items() if v != {}}
+    return {re.sub(r"[^\w\-. /:]", "_", key): text[:_MAX_PARAM] for key, text in texts.items()}
 
 
 def changed_params(logged: Mapping[str, str], params: Mapping[str, str]) -> dict[str, str]:

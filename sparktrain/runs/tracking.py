@@ -27,7 +27,7 @@ from sparktrain.runs.connection import (
     resolve_tracking_uri,
     without_secrets,
 )
-from sparktrain.runs.describe import changed_params, flatten, masked, tags_of
+from sparktrain.runs.describe import changed_params, masked, params_of, tags_of
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.position import Position
 from sparktrain.storage import commit_json, read_json
@@ -122,7 +122,7 @@ class Tracker:
         from mlflow.entities import Param, RunTag
 
         tree = masked(config.model_dump(mode="json"))
-        params = flatten(tree)
+        params = params_of(tree)
         logged = self.client.get_run(self.run_id).data.params
         new = [Param(key, value) for key, value in params.items() if key not in logged]
         for chunk in _chunks(new, _PARAMS_PER_CALL):

@@ -6,16 +6,15 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from sparktrain.errors import ModelNotFound, ModelUnusable, TrackingUnavailable
 from sparktrain.runs.connection import (
     bounded_http,
     check_tracking,
     connect,
-    is_database,
     quiet_mlflow,
     reason_of,
+    sqlite_file,
     without_secrets,
 )
 
@@ -72,8 +71,8 @@ def _default_uri() -> str:
 
 def _refuse_new_database(uri: str) -> None:
     """MLflow would create the file, and then find no model in it."""
-    path = unquote(uri.partition("///")[2])
-    if uri.startswith("sqlite:") and is_database(uri) and not Path(path).is_file():
+    path = sqlite_file(uri)
+    if path is not None and not path.is_file():
         raise TrackingUnavailable(without_secrets(uri), f"there is no file {path}")
 
 

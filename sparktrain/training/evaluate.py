@@ -28,8 +28,7 @@ class Evaluation:
         metrics: over all ranks' rows, "loss" among them: the mean that the rows' weights give. All others are
             without weights.
         row_id, prediction, target: this rank's rows: int64 [rows], float32 [rows, ...] as the Task predicts,
-            float32 or int64 [rows]. The last two are None where the
-            target or the prediction is a dict.
+            float32 or int64 [rows]. The last two are None where the target or the prediction is a dict.
     """
 
     metrics: dict[str, float]

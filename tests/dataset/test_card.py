@@ -25,8 +25,9 @@ from sparktrain.dataset.statistics import (
     Statistics,
     TargetStatistics,
 )
-from sparktrain.features.sketch import COARSE_BITS, FINE_BITS, quantile, sketch
+from sparktrain.features.sketch import COARSE_BITS, FINE_BITS, quantile
 from sparktrain.testing import write_tiny_dataset
+from tests.fixtures.sketches import sketch
 
 SPLITS = {"train": 800, "validation": 100, "test": 100}
 HOSTILE = "<script>alert('&\"')</script>"

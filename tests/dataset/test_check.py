@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparktrain.dataset.check import Report, check_dataset
-from sparktrain.dataset.figures import RankFigures, SplitFigures
+from sparktrain.dataset.figures import RankFigures, SplitFigures, mixed_row_groups
 from sparktrain.dataset.findings import Advice, Finding, judge_mixing, judge_parts, judge_row_groups
 from sparktrain.dataset.plan import Plan
 from sparktrain.errors import EXIT_DATA, ConfigError, DatasetInvalid
 from sparktrain.testing import write_tiny_dataset
+from sparktrain.world import World
 
 ROWS = 40_000
 random = np.random.default_rng(0)
@@ -70,13 +71,17 @@ def test_steps_rows_and_row_groups_are_told_by_split(tmp_path: Path) -> None:
 def test_ranks_share_the_rows_the_lanes_and_the_memory(tmp_path: Path) -> None:
     dataset = write_tiny_dataset(tmp_path / "tiny", 10_000)
     report = check_dataset(dataset.path, 64, 8, (1, 2, 3, 16))
-    row_group = 64 * (8 + 4 + 4 + 4 + 4)  # row_id, two numbers, a code, the target
-    assert report.decoded_bytes_per_row == 24
+    assert report.decoded_bytes_per_row == 24  # row_id, two numbers, a code, the target
+    memory = {
+        size: max(dataset.stream("train", 64, world=World(rank, size)).memory_bytes for rank in range(size))
+        for size in (1, 2, 3, 16)
+    }
+    assert memory[1] > memory[2] > memory[16]
     assert report.ranks == (
-        RankFigures(1, 64, 64, 8, 16 * row_group),
-        RankFigures(2, 32, 32, 4, 8 * row_group),
-        RankFigures(3, 21, 22, 4, 8 * row_group),
-        RankFigures(16, 4, 4, 1, 2 * row_group),
+        RankFigures(1, 64, 64, 8, memory[1]),
+        RankFigures(2, 32, 32, 4, memory[2]),
+        RankFigures(3, 21, 22, 4, memory[3]),
+        RankFigures(16, 4, 4, 1, memory[16]),
     )
 
 
@@ -191,11 +196,24 @@ def advice(num_lanes: int = 8, bytes_per_row: float = 100.0, global_batch_size: 
 
 
 def test_too_few_row_groups_for_the_lanes_say_how_many_would_do() -> None:
-    found = judge_mixing([16_384] * 40, advice())
+    found = judge_mixing([16_384] * 40, 8.0, advice())
     assert found.level == "warning" and "40 row groups for 8 lanes, fewer than 64" in found.found
     assert found.way_out == "train.num_lanes=4, or rows=8192 (819.2 kB decoded)"
-    assert judge_mixing([16_384] * 64, advice()).level == "ok"
-    assert judge_mixing([3], advice(num_lanes=1)).way_out == "more rows"
+    assert found.found.endswith("each has rows of 8")
+    assert judge_mixing([16_384] * 64, 8.0, advice()).level == "ok"
+    assert judge_mixing([3], 1.0, advice(num_lanes=1)).way_out == "more rows"
+
+
+def test_mixing_is_what_the_batches_of_a_stream_really_hold(tmp_path: Path) -> None:
+    dataset = write_tiny_dataset(tmp_path / "tiny", 10_000, rows_per_row_group=100)
+    row_groups = [rows for part in dataset.manifest.splits["train"].parts for rows in part.row_groups]
+    stream = dataset.stream("train", 64, num_lanes=8)
+    mixed = []
+    for step in range(0, stream.steps_per_epoch, stream.steps_per_epoch // 32):
+        told = stream.explain(step)
+        mixed.append(len(set(zip(told["part"].to_pylist(), told["row_group"].to_pylist(), strict=True))))
+    found = mixed_row_groups(Plan(10_000, 64, 8), row_groups)
+    assert found == pytest.approx(np.mean(mixed)) and 7 < found < 16
 
 
 @given(
@@ -203,7 +221,7 @@ def test_too_few_row_groups_for_the_lanes_say_how_many_would_do() -> None:
     lanes=st.sampled_from([1, 2, 4, 8, 16, 32, 64]),
 )
 def test_what_the_way_out_of_poor_mixing_says_is_enough(row_groups: Sequence[int], lanes: int) -> None:
-    found = judge_mixing(row_groups, advice(lanes))
+    found = judge_mixing(row_groups, float(lanes), advice(lanes))
     if found.level == "ok":
         assert len(row_groups) >= 8 * lanes
         return
@@ -242,10 +260,6 @@ def test_skewed_and_tiny_parts_are_named() -> None:
     assert found.level == "warning" and found.way_out == "repartition"
     assert "1 far larger: c (500 rows); 1 tiny: d (3 rows)" in found.found
     assert judge_parts({"a": 100, "b": 110}, "").level == "ok"
-
-
-def test_memory_counts_no_more_row_groups_than_there_are() -> None:
-    assert RankFigures.of(1, Plan(30, 8, 8), [10, 20], 2.0).memory_bytes == 2 * 20 * 2
 
 
 # --- Parquet that sparktrain did not write

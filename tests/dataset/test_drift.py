@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from sparktrain.dataset.drift import LARGE_PSI, MODERATE_PSI, ColumnDrift, compare, stability_index
 from sparktrain.dataset.statistics import NUM_TOP_VALUES, CodeCounts, ColumnStatistics, Statistics
 from sparktrain.features import FittedCategorical
-from sparktrain.features.sketch import COARSE_BITS, sketch
+from sparktrain.features.sketch import COARSE_BITS
+from tests.fixtures.sketches import sketch
 from tests.fixtures.tiny_model import FEATURES
 
 

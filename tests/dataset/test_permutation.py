@@ -3,10 +3,11 @@
 import hashlib
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparktrain.dataset.permutation import _GAMMA, _mix_int, derive_key, permutation
+from sparktrain.dataset.permutation import _GAMMA, _mix_int, derive_key, permutation, spread
 
 
 def test_the_hash_is_splitmix64() -> None:
@@ -51,3 +52,42 @@ def test_neighbouring_seeds_and_epochs_give_unrelated_orders() -> None:
         for other in orders[:i]:
             assert np.sum(one == other) < 10  # 1 is expected of unrelated orders
             assert abs(np.corrcoef(one, other)[0, 1]) < 0.15
+
+
+@given(
+    rows=st.lists(st.integers(0, 30), max_size=300),
+    num_lanes=st.integers(1, 70),
+    key=st.integers(0, 2**64 - 1),
+)
+def test_a_spread_order_has_every_number_once(rows: list[int], num_lanes: int, key: int) -> None:
+    assert np.array_equal(np.sort(spread(np.array(rows, np.int64), num_lanes, key)), np.arange(len(rows)))
+
+
+@given(each=st.integers(1, 9), num_lanes=st.integers(2, 40), key=st.integers(0, 2**64 - 1))
+def test_each_lane_has_a_stratum_of_its_own(each: int, num_lanes: int, key: int) -> None:
+    size = each * num_lanes
+    lanes = spread(np.full(size, 7), num_lanes, key).reshape(num_lanes, each)
+    first = derive_key(key) % size
+    strata = (lanes - first) % size // each
+    assert np.all(strata == strata[:, :1]), "a lane stays in its stratum"
+    assert sorted(strata[:, 0]) == list(range(num_lanes))
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4, 8])
+def test_the_lanes_of_a_rank_are_far_apart(num_ranks: int) -> None:
+    lanes = spread(np.full(640, 7), 64, 3).reshape(64, 10)
+    strata = (lanes[:, 0] - derive_key(3) % 640) % 640 // 10
+    for rank in range(num_ranks):
+        own = np.sort(strata[rank * 64 // num_ranks : (rank + 1) * 64 // num_ranks])
+        gaps = np.diff([*own, own[0] + 64])
+        assert gaps.max() <= 3 * num_ranks  # num_ranks if they were even
+
+
+def test_spread_orders_are_the_same_forever_and_unrelated_to_each_other() -> None:
+    assert spread(np.full(10, 5), 3, 0).tolist() == [6, 8, 5, 7, 2, 4, 3, 1, 0, 9]
+    digest = hashlib.sha256(spread(np.arange(100_003) % 50, 64, 42).astype("<i8").tobytes()).hexdigest()
+    assert digest == "044464a2b2fc3266b049cf048d1956fdcc83d4632d5af5830e65db78b6b09f95"
+    orders = [spread(np.full(1000, 5), 8, key) for key in range(8)]
+    for i, one in enumerate(orders):
+        for other in orders[:i]:
+            assert np.sum(one == other) < 30  # 8 are expected where lanes share a stratum

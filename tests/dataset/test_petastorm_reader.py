@@ -123,9 +123,11 @@ def working_petastorm(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_options_that_change_rows_are_refused_and_those_of_speed_are_not(dataset: Dataset) -> None:
     opened = open_dataset(dataset.path, reader="petastorm")
     assert isinstance(opened, PetastormDataset)
-    assert opened.stream("train", 32, num_lanes=4, num_prefetch=9, tail="drop").rows_per_step == 32
+    assert opened.stream("train", 32, num_lanes=4, num_threads=9, tail="drop").rows_per_step == 32
     with pytest.raises(ConfigError, match="Petastorm has no on_no_account"):
         opened.stream("train", 32, on_no_account=True)
+    with pytest.raises(ConfigError, match="Petastorm has no where"):
+        opened.stream("train", 32, where=[("row_id", "<", 9)], on_bad_data="fail")
     with pytest.raises(NameUnknown):
         opened.stream("tain", 32)
 

@@ -34,7 +34,7 @@ def assemble(
             target = batches[step : step + copy.num_steps, copy.offset : copy.offset + copy.width]
             assert np.all(target == -1), "a place was written twice"
             target[..., 0], target[..., 1] = copy.row_group, rows_of(copy, plan.lane_rows)
-            target[..., 2] = not copy.is_padding
+            target[..., 2] = not copy.is_padding or plan.tail != "mask"
     assert np.all(batches >= 0), "a place was never written"
     return batches
 
@@ -51,13 +51,13 @@ def make(
     num_lanes, lane_rows = batch
     rows = np.array(row_groups)
     plan = Plan(int(rows.sum()), num_lanes * lane_rows, num_lanes, tail)
-    return plan, EpochOrder.of(rows, seed=7, epoch=epoch, shuffle=shuffle)
+    return plan, EpochOrder.of(rows, num_lanes, seed=7, epoch=epoch, shuffle=shuffle)
 
 
 @given(
     row_groups=SPLITS,
     batch=BATCHES,
-    tail=st.sampled_from(["drop", "mask"]),
+    tail=st.sampled_from(["drop", "repeat", "mask"]),
     size=st.sampled_from(WORLD_SIZES),
 )
 def test_ranks_together_assemble_the_global_batch_of_the_definition(
@@ -85,6 +85,18 @@ def test_every_row_comes_exactly_once_with_weight_1_under_mask(
     )
 
 
+@given(row_groups=SPLITS, batch=BATCHES, shuffle=st.booleans())
+def test_every_row_comes_under_repeat_and_less_than_a_batch_comes_again(
+    row_groups: list[int], batch: tuple[int, int], shuffle: bool
+) -> None:
+    plan, order = make(row_groups, batch, "repeat", shuffle=shuffle)
+    rows = assemble_gang(plan, order, 3, 0, plan.steps_per_epoch).reshape(-1, 3)
+    assert np.all(rows[:, 2] == 1)
+    seen = {(row_group, row) for row_group, row, _ in rows.tolist()}
+    assert seen == {(g, row) for g, count in enumerate(row_groups) for row in range(count)}
+    assert 0 <= len(rows) - plan.num_rows < plan.global_batch_size
+
+
 @given(row_groups=SPLITS, batch=BATCHES)
 def test_no_row_comes_twice_under_drop_and_less_than_a_batch_is_left_out(
     row_groups: list[int], batch: tuple[int, int]
@@ -96,7 +108,7 @@ def test_no_row_comes_twice_under_drop_and_less_than_a_batch_is_left_out(
     assert 0 <= plan.num_rows - len(rows) < plan.global_batch_size
 
 
-@given(row_groups=SPLITS, batch=BATCHES, tail=st.sampled_from(["drop", "mask"]), data=st.data())
+@given(row_groups=SPLITS, batch=BATCHES, tail=st.sampled_from(["drop", "repeat", "mask"]), data=st.data())
 def test_a_seek_gives_what_the_straight_way_gives(
     row_groups: list[int], batch: tuple[int, int], tail: Tail, data: st.DataObject
 ) -> None:
@@ -155,7 +167,7 @@ def test_without_shuffling_one_lane_keeps_the_stored_order() -> None:
 def test_a_million_row_groups_are_planned_and_sought_by_arithmetic() -> None:
     rows = np.full(1_000_000, 16_384)
     rows[::3] = 5
-    order = EpochOrder.of(rows, seed=1, epoch=2)
+    order = EpochOrder.of(rows, 64, seed=1, epoch=2)
     plan = Plan(int(rows.sum()), 65_536, 64)
     assert order.starts[-1] == plan.num_rows
     step = plan.steps_per_epoch - 1
@@ -178,6 +190,7 @@ def test_many_steps_of_a_lane_are_one_copy() -> None:
         (0, "mask", 0),
         (7, "drop", 0),
         (7, "mask", 1),
+        (7, "repeat", 1),
         (8, "mask", 1),
         (8, "drop", 1),
         (17, "mask", 3),
@@ -192,7 +205,7 @@ def test_steps_are_one_number_from_rows_and_batch_size(rows: int, tail: Tail, nu
     [
         ((100, 10, 3), "num_lanes is 3, which must divide global_batch_size 10"),
         ((100, 0, 1), "global_batch_size is 0"),
-        ((100, 8, 8, "repeat"), "tail is 'repeat'; allowed are 'drop' and 'mask'"),
+        ((100, 8, 8, "again"), "tail is 'again'; allowed are 'drop', 'repeat' and 'mask'"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(arguments: tuple[int, int, int], said: str) -> None:

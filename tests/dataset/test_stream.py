@@ -3,21 +3,26 @@
 import gc
 import json
 import multiprocessing
+import pickle
+import re
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterable
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from sparktrain.dataset import Dataset, Stream
 from sparktrain.dataset.assemble import Assembler
+from sparktrain.dataset.load import Loader, Rows
 from sparktrain.dataset.prefetch import THREAD_NAME
 from sparktrain.dataset.read import RowGroupReader
 from sparktrain.errors import ConfigError, NameUnknown, StreamMoved, StreamStateMismatch, TooFewRows
@@ -41,6 +46,15 @@ def row_ids(batches: Iterable[dict[str, torch.Tensor]]) -> list[list[int]]:
 
 def flat(lists: Iterable[list[int]]) -> list[int]:
     return list(chain.from_iterable(lists))
+
+
+def least_bytes(dataset: Dataset, global_batch_size: int, **options: Any) -> int:
+    """The least memory that a stream can do with, as its refusal of less says."""
+    with pytest.raises(ConfigError) as caught:
+        dataset.stream("train", global_batch_size, memory_bytes=1, **options)
+    found = re.search(r"need ([\d,]+) at least", str(caught.value))
+    assert found
+    return int(found[1].replace(",", ""))
 
 
 def reader_threads() -> list[threading.Thread]:
@@ -78,7 +92,7 @@ def test_the_values_of_a_row_stay_together(dataset: Dataset, shuffle: bool) -> N
             assert np.array_equal(batch[name].numpy(), stored[name].to_numpy()[rows])
 
 
-@pytest.mark.parametrize("tail", ["drop", "mask"])
+@pytest.mark.parametrize("tail", ["drop", "repeat", "mask"])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_global_batches_are_the_same_at_any_world_size(dataset: Dataset, tail: Any, shuffle: bool) -> None:
     alone = row_ids(gang_of(dataset, 1, tail=tail, shuffle=shuffle)[0])
@@ -113,11 +127,13 @@ def test_the_seed_fixes_the_order(dataset: Dataset) -> None:
     assert first == again != other
 
 
-@pytest.mark.parametrize("num_prefetch", [1, 3, 8, 100])
-def test_reading_ahead_changes_no_batch(dataset: Dataset, num_prefetch: int) -> None:
-    assert row_ids(dataset.stream("train", 16, num_prefetch=num_prefetch)) == row_ids(
-        dataset.stream("train", 16)
-    )
+@pytest.mark.parametrize("num_threads", [1, 3, 20])
+@pytest.mark.parametrize("memory", ["least", "plenty"])
+def test_reading_ahead_changes_no_batch(dataset: Dataset, num_threads: int, memory: str) -> None:
+    memory_bytes = least_bytes(dataset, 16, num_threads=num_threads) if memory == "least" else 1 << 30
+    stream = dataset.stream("train", 16, num_threads=num_threads, memory_bytes=memory_bytes)
+    assert stream.memory_bytes <= memory_bytes
+    assert row_ids(stream) == row_ids(dataset.stream("train", 16))
 
 
 def test_a_split_smaller_than_a_batch_is_one_masked_step(dataset: Dataset) -> None:
@@ -157,8 +173,12 @@ def test_wrong_names_and_numbers_are_refused(dataset: Dataset) -> None:
         dataset.stream("train", 8, columns=["numeric_9"])
     with pytest.raises(ConfigError, match="num_lanes is 8, which must divide global_batch_size 20"):
         dataset.stream("train", 20)
-    with pytest.raises(ConfigError, match="num_prefetch is 0"):
-        dataset.stream("train", 8, num_prefetch=0)
+    with pytest.raises(ConfigError, match="num_threads is 0"):
+        dataset.stream("train", 8, num_threads=0)
+    with pytest.raises(ConfigError, match=r"memory_bytes is 1,000; 8 lanes .* need [\d,]+ at least: allow"):
+        dataset.stream("train", 8, memory_bytes=1000)
+    with pytest.raises(ConfigError, match="verify is 'never'; allowed are 'first' and 'always'"):
+        dataset.stream("train", 8, verify="never")  # type: ignore[arg-type]
 
 
 def test_columns_can_be_chosen(dataset: Dataset) -> None:
@@ -172,7 +192,7 @@ def through_json(stream: Stream) -> dict[str, Any]:
 
 
 def test_a_state_counts_batches_handed_out_and_not_those_read_ahead(dataset: Dataset) -> None:
-    stream = dataset.stream("train", 16, num_prefetch=16)
+    stream = dataset.stream("train", 16)
     for number, _ in enumerate(stream, 1):
         assert (stream.state_dict()["epoch"], stream.state_dict()["step"]) == (0, number)
     assert (stream.epoch, stream.step) == (1, 0)
@@ -227,7 +247,7 @@ def test_a_state_of_other_batches_is_refused_with_every_difference(dataset: Data
     assert (other.epoch, other.step) == (0, 0)
 
 
-@pytest.mark.parametrize("changed", [{"version": 2}, {"step": 10**6}, {"step": "3"}, {"epoch": None}])
+@pytest.mark.parametrize("changed", [{"version": 1}, {"step": 10**6}, {"step": "3"}, {"epoch": None}])
 def test_a_state_that_makes_no_sense_is_refused(dataset: Dataset, changed: dict[str, Any]) -> None:
     stream = dataset.stream("train", 32)
     with pytest.raises(StreamStateMismatch, match=next(iter(changed))):
@@ -259,7 +279,7 @@ def test_an_error_of_the_consumer_leaves_no_thread(dataset: Dataset) -> None:
 
 
 def test_a_forgotten_iteration_leaves_no_thread(dataset: Dataset) -> None:
-    batches = iter(dataset.stream("train", 16))
+    batches = iter(dataset.stream("train", 16, memory_bytes=least_bytes(dataset, 16)))
     next(batches)
     assert reader_threads()
     del batches
@@ -268,11 +288,11 @@ def test_a_forgotten_iteration_leaves_no_thread(dataset: Dataset) -> None:
 
 
 def test_no_thread_starts_before_the_first_batch_is_asked_for(dataset: Dataset) -> None:
-    stream = dataset.stream("train", 16)
+    stream = dataset.stream("train", 16, memory_bytes=least_bytes(dataset, 16))
     batches = iter(stream)
     assert not reader_threads()
     next(batches)
-    assert len(reader_threads()) == 1
+    assert len(reader_threads()) == 2
 
 
 def test_an_old_iteration_does_not_move_the_stream(dataset: Dataset) -> None:
@@ -291,69 +311,71 @@ def test_an_error_of_the_reader_reaches_the_consumer_after_the_batches_before_it
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = []
-    read_stacks = RowGroupReader.read_stacks
+    read_table = RowGroupReader.read_table
 
-    def fail_late(self: RowGroupReader, *arguments: Any) -> Any:
-        reads.append(arguments)
+    def fail_late(self: RowGroupReader, row_group: int) -> Any:
+        reads.append(row_group)
         if len(reads) == 12:
             raise OSError("the disk is gone")
-        return read_stacks(self, *arguments)
+        return read_table(self, row_group)
 
-    monkeypatch.setattr(RowGroupReader, "read_stacks", fail_late)
+    monkeypatch.setattr(RowGroupReader, "read_table", fail_late)
     taken = []
+    little = least_bytes(dataset, 16, num_threads=1)
     with pytest.raises(OSError, match="the disk is gone"):
-        for batch in dataset.stream("train", 16, num_prefetch=1):
-            taken.append(batch)
+        for batch in dataset.stream("train", 16, num_threads=1, memory_bytes=little):
+            taken.append(batch["row_id"].tolist())
     assert len(reads) == 12, "the fault did not fire"
     assert 0 < len(taken) < dataset.steps_per_epoch("train", 16)
     assert not reader_threads()
+    monkeypatch.undo()
+    assert taken == row_ids(dataset.stream("train", 16))[: len(taken)]
 
 
+@pytest.mark.parametrize("num_threads", [1, 4])
 def test_the_reader_holds_no_more_row_groups_than_lanes(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, num_threads: int
 ) -> None:
-    held = []
-    row_group = Assembler._row_group
+    living: weakref.WeakSet[Rows] = weakref.WeakSet()
+    most = []
+    load = Loader.load
 
-    def count(self: Assembler, lane: int, number: int) -> Any:
-        blocks = row_group(self, lane, number)
-        held.append(len(self._held))
-        return blocks
+    def count(self: Loader, row_group: int, epoch: int) -> Rows:
+        rows = load(self, row_group, epoch)
+        living.add(rows)
+        most.append(len(living))
+        return rows
 
-    monkeypatch.setattr(Assembler, "_row_group", count)
-    for _ in dataset.stream("train", 64, num_lanes=4):
+    monkeypatch.setattr(Loader, "load", count)
+    for _ in dataset.stream("train", 64, num_lanes=4, num_threads=num_threads):
         pass
-    assert max(held) == 4
+    assert 4 <= max(most) <= 4 + num_threads - 1
 
 
 def test_the_reader_waits_when_enough_batches_are_ready(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assembled = []
-    assemble = Assembler._assemble
-    monkeypatch.setattr(
-        Assembler,
-        "_assemble",
-        lambda self, first, last: (assembled.append(last), assemble(self, first, last))[1],
-    )
-    batches = iter(dataset.stream("train", 8, num_prefetch=2))
+    started = []
+    start = Assembler.start
+    monkeypatch.setattr(Assembler, "start", lambda self, n: (started.append(n), start(self, n))[1])
+    batches = iter(dataset.stream("train", 8, memory_bytes=least_bytes(dataset, 8)))
     next(batches)
     deadline = time.monotonic() + 20
-    while len(assembled) < 3 and time.monotonic() < deadline:
+    while len(started) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
-    # one chunk is being handed out, one is ready, one waits for room
-    assert assembled == [2, 4, 6]
+    # of the least memory: a chunk of one step is being handed out, one is ready
+    assert started == [0, 1]
 
 
 def test_waiting_is_measured(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    read_stacks = RowGroupReader.read_stacks
+    read_table = RowGroupReader.read_table
 
-    def slow(self: RowGroupReader, *arguments: Any) -> Any:
-        time.sleep(0.02)
-        return read_stacks(self, *arguments)
+    def slow(self: RowGroupReader, row_group: int) -> Any:
+        time.sleep(0.05)
+        return read_table(self, row_group)
 
-    monkeypatch.setattr(RowGroupReader, "read_stacks", slow)
+    monkeypatch.setattr(RowGroupReader, "read_table", slow)
     stream = dataset.stream("train", 32)
     assert stream.wait_seconds == 0.0
     began = time.perf_counter()
@@ -419,13 +441,10 @@ def shaped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
 
 @pytest.mark.parametrize("tail", ["drop", "mask"])
 @pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("num_prefetch", [1, 4])
-def test_both_layouts_give_the_same_batches(
-    shaped: dict[str, Dataset], tail: Any, shuffle: bool, num_prefetch: int
-) -> None:
+def test_both_layouts_give_the_same_batches(shaped: dict[str, Dataset], tail: Any, shuffle: bool) -> None:
     for size in (1, 3):
         for rank in range(size):
-            options: Any = {"tail": tail, "shuffle": shuffle, "num_prefetch": num_prefetch}
+            options: Any = {"tail": tail, "shuffle": shuffle}
             streams = [
                 dataset.stream("train", 32, world=World(rank, size), **options) for dataset in shaped.values()
             ]
@@ -466,10 +485,50 @@ def test_some_columns_of_a_block_can_be_chosen(shaped: dict[str, Dataset], layou
         assert all(torch.equal(some[name], every[name]) for name in names)
 
 
-def test_text_is_never_streamed(shaped: dict[str, Dataset]) -> None:
+@pytest.mark.parametrize("tail", ["drop", "repeat", "mask"])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_text_comes_as_bytes_where_it_is_asked_for(
+    shaped: dict[str, Dataset], tail: Any, shuffle: bool
+) -> None:
+    options: Any = {"columns": ["row_id", "text"], "tail": tail, "shuffle": shuffle}
     for dataset in shaped.values():
-        with pytest.raises(ConfigError, match="column `text` is text, a stream gives numbers; read it by"):
-            dataset.stream("train", 32, columns=["row_id", "text"])
+        for size in (1, 3):
+            for rank in range(size):
+                for batch in dataset.stream("train", 32, world=World(rank, size), **options):
+                    assert list(batch) == ["row_id", "text", "text_offsets", "row_weight"]
+                    offsets = batch["text_offsets"].tolist()
+                    whole = bytes(batch["text"].tolist())
+                    assert (batch["text"].dtype, batch["text_offsets"].dtype) == (torch.uint8, torch.int64)
+                    texts = [whole[i:j].decode() for i, j in pairwise(offsets)]
+                    assert texts == [f"row {row}" for row in batch["row_id"].tolist()]
+                    assert offsets[-1] == len(whole)
+
+
+def test_text_can_be_padded(shaped: dict[str, Dataset]) -> None:
+    for width in (5, 12):
+        for dataset in shaped.values():
+            for batch in dataset.stream("train", 32, pad={"text": width}):
+                assert batch["text"].shape == (32, width) and "numeric_0" in batch
+                for row, padded, length in zip(
+                    batch["row_id"].tolist(),
+                    batch["text"].tolist(),
+                    batch["text_length"].tolist(),
+                    strict=True,
+                ):
+                    text = f"row {row}".encode()[:width]
+                    assert (bytes(padded[:length]), length) == (text, len(text))
+                    assert not any(padded[length:])
+
+
+def test_text_is_left_out_unless_asked_for_and_padded_in_words(shaped: dict[str, Dataset]) -> None:
+    dataset = shaped["columns"]
+    assert not any(name.startswith("text") for name in next(iter(dataset.stream("train", 32))))
+    for pad, said in (
+        ({"text": 0}, "text=0; give 1 byte"),
+        ({"label": 4}, "label, which is no column of text"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            dataset.stream("train", 32, pad=pad)
 
 
 def test_batches_do_not_change_after_they_were_handed_out(shaped: dict[str, Dataset]) -> None:
@@ -478,3 +537,77 @@ def test_batches_do_not_change_after_they_were_handed_out(shaped: dict[str, Data
             stream = dataset.stream("train", 32, shuffle=shuffle)
             kept = [(batch, {name: values.clone() for name, values in batch.items()}) for batch in stream]
             assert all(torch.equal(batch[name], copy[name]) for batch, copy in kept for name in copy)
+
+
+@pytest.mark.parametrize("options", [{}, {"tail": "mask"}, {"tail": "repeat"}, {"shuffle": False}])
+@pytest.mark.parametrize("where", [None, [("row_id", "<", 200)]])
+def test_explain_names_the_rows_of_a_batch(dataset: Dataset, options: Any, where: Any) -> None:
+    ids = iter(dataset.to_arrow("train")["row_id"].to_pylist())
+    stored = {
+        (part.path, group, row): next(ids)
+        for part in dataset.manifest.splits["train"].parts
+        for group, count in enumerate(part.row_groups)
+        for row in range(count)
+    }
+    stream = dataset.stream("train", 32, where=where, **options)
+    for epoch in range(2):
+        for step, batch in enumerate(stream):
+            told = stream.explain(step, epoch).to_pylist()
+            assert [stored[t["part"], t["row_group"], t["row"]] for t in told] == batch["row_id"].tolist()
+            assert [not t["is_padding"] for t in told] == (batch["row_weight"] > 0).tolist()
+
+
+def test_explain_tells_the_rank_that_gets_a_row(dataset: Dataset) -> None:
+    ranks = [dataset.stream("train", 32, world=World(rank, 3)) for rank in range(3)]
+    told = ranks[1].explain(4)["rank"].to_pylist()
+    assert told == sorted(told)
+    assert [told.count(rank) for rank in range(3)] == [stream.rows_per_step for stream in ranks]
+    with pytest.raises(ConfigError, match="step 99 of epoch 0; an epoch has the steps 0 to 8"):
+        ranks[0].explain(99)
+
+
+def test_kept_batches_stay_out_of_the_memory_that_is_used_again(dataset: Dataset) -> None:
+    stream = dataset.stream("train", 16, memory_bytes=least_bytes(dataset, 16))
+    pointers: set[int] = set()
+    kept = []
+    for number, batch in enumerate(stream):
+        pointers.add(batch["row_id"].data_ptr())
+        if number % 9 == 0:
+            kept.append((batch["row_id"], batch["row_id"].clone()))
+    assert all(torch.equal(values, copy) for values, copy in kept)
+    assert len(pointers) < stream.steps_per_epoch, "no memory was used again"
+
+
+def test_headroom_is_the_share_of_the_time_that_nobody_waits(dataset: Dataset) -> None:
+    stream = dataset.stream("train", 32)
+    assert stream.headroom == 1.0
+    for _ in stream:
+        time.sleep(0.01)
+    assert stream.num_batches == stream.steps_per_epoch
+    assert stream.compute_seconds >= 0.01 * stream.num_batches
+    together = stream.compute_seconds + stream.wait_seconds
+    assert stream.headroom == pytest.approx(stream.compute_seconds / together)
+    assert 0.3 < stream.headroom < 1.0
+
+
+def test_a_data_loader_takes_the_stream_as_it_is(dataset: Dataset) -> None:
+    stream = dataset.stream("train", 32)
+    loader: DataLoader[Any] = DataLoader(stream, batch_size=None)
+    assert len(loader) == stream.steps_per_epoch
+    plain = dataset.stream("train", 32)
+    for _ in range(2):
+        assert row_ids(loader) == row_ids(plain)
+    assert stream.state_dict() == plain.state_dict()
+
+
+def test_worker_processes_are_refused_in_words(dataset: Dataset) -> None:
+    loader: DataLoader[Any] = DataLoader(dataset.stream("train", 32), batch_size=None, num_workers=1)
+    with pytest.raises(RuntimeError, match=r"num_workers above 0.* own, and .*give num_workers=0"):
+        next(iter(loader))
+
+
+def test_a_stream_and_its_dataset_can_be_sent_to_another_process(dataset: Dataset) -> None:
+    stream = dataset.stream("train", 32)
+    list(stream)
+    copied = pickle.loads(pickle.dumps(stream))
+    assert row_ids(copied) == row_ids(stream)

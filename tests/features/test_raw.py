@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pytest
 
-from sparktrain.features.raw import ARROW_TYPES, INPUT_TYPES, InputType, read_as
+from sparktrain.features.raw import ARROW_TYPES, InputType, read_as
+
+INPUT_TYPES = get_args(InputType)
 
 
 def test_every_input_type_has_an_arrow_type_and_reads_nulls() -> None:

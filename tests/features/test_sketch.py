@@ -18,8 +18,8 @@ from sparktrain.features.sketch import (
     bucket_of,
     coarser,
     quantile,
-    sketch,
 )
+from tests.fixtures.sketches import sketch
 
 SMALLEST_NORMAL = 2.0**-1022
 finite = st.floats(allow_nan=False, allow_infinity=False)

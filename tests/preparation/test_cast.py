@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from sparktrain.errors import CastsInvalid
 from sparktrain.preparation import Rule, cast_columns
-from sparktrain.preparation.clean import mark_broken_rules, rule_names
+from sparktrain.preparation.clean import Demands, mark_broken_rules, rule_names
 from sparktrain.preparation.rules import RULE_COLUMN
 
 pytestmark = pytest.mark.spark
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.spark
 
 def cast_values(spark: SparkSession, values: str, kind: str) -> list[Row]:
     df = spark.sql(f"select posexplode(array({values})) as (id, value)")
-    return mark_broken_rules(cast_columns(df, {"value": kind}), [], []).orderBy("id").collect()
+    return mark_broken_rules(cast_columns(df, {"value": kind}), [], Demands()).orderBy("id").collect()
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,10 @@ def test_the_first_column_that_failed_names_the_rule_and_all_texts_stay(
     assert df.columns == ["id", "a", "b c", "_uncastable"]
     assert [field.dataType.simpleString() for field in df.schema.fields[:3]] == ["int", "int", "double"]
     rules = [Rule("known", "a is not null")]
-    marked = mark_broken_rules(df, rules, []).orderBy("id")
+    marked = mark_broken_rules(df, rules, Demands()).orderBy("id")
     found = [row[RULE_COLUMN] for row in marked.collect()]
     assert found == [None, "uncastable_a", "uncastable_b c", "uncastable_a", "known"]
-    assert rule_names(df, rules, []) == ["uncastable_a", "uncastable_b c", "known"]
+    assert rule_names(df, rules, Demands()) == ["uncastable_a", "uncastable_b c", "known"]
     quarantined = marked.where("id = 3").select(F.to_json(F.struct(*[f"`{name}`" for name in df.columns])))
     assert json.loads(quarantined.first()[0])["_uncastable"] == {"a": "x", "b c": "y"}  # type: ignore[index]
 

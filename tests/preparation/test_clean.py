@@ -15,7 +15,7 @@ from sparktrain.dataset import Dataset
 from sparktrain.errors import EXIT_DATA, NoRowsLeft, RulesInvalid, TooManyQuarantined
 from sparktrain.features import Numeric
 from sparktrain.preparation import Rule
-from sparktrain.preparation.clean import mark_broken_rules
+from sparktrain.preparation.clean import Demands, mark_broken_rules
 from sparktrain.preparation.rules import RULE_COLUMN
 from tests.preparation.conftest import RULES, TARGET, Preparing
 
@@ -107,7 +107,7 @@ def test_a_row_without_a_target_of_zero_or_one_is_quarantined(
     spark: SparkSession, expression: str, broken: dict[int, str]
 ) -> None:
     df = spark.range(20).selectExpr("id", f"{expression} as bought")
-    marked = mark_broken_rules(df, [], [TARGET]).where(f"{RULE_COLUMN} is not null").collect()
+    marked = mark_broken_rules(df, [], Demands([TARGET])).where(f"{RULE_COLUMN} is not null").collect()
     assert {row["id"]: row[RULE_COLUMN] for row in marked} == broken
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparktrain.features.sketch import CARD_BITS, FINE_BITS, sketch
+from sparktrain.features.sketch import CARD_BITS, FINE_BITS
 from sparktrain.preparation.counting import (
     MAX_COUNTED_RANGE,
     NumberCounter,
@@ -25,6 +25,7 @@ from sparktrain.preparation.counting import (
     merged_numbers,
 )
 from sparktrain.preparation.exact_sum import total
+from tests.fixtures.sketches import sketch
 
 NAN, INFINITY = float("nan"), float("inf")
 finite = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 1.0])

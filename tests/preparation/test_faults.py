@@ -13,7 +13,7 @@ from sparktrain.errors import FeaturesInvalid, SchemaMismatch
 from sparktrain.features import Numeric, Target
 from sparktrain.preparation import Rule, cast_columns, read_csv, read_json
 from sparktrain.preparation.check import check_columns
-from sparktrain.preparation.clean import mark_broken_rules, rule_names
+from sparktrain.preparation.clean import Demands, mark_broken_rules, rule_names
 from sparktrain.preparation.rules import RULE_COLUMN
 from sparktrain.splitting import SplitConfig
 
@@ -42,8 +42,8 @@ def test_rows_of_any_csv_add_up_in_both_modes(spark: SparkSession, tmp_path: Pat
         for ansi in ("true", "false"):
             spark.conf.set("spark.sql.ansi.enabled", ansi)
             df = cast_columns(read_csv(spark, tmp_path / "rows.csv", "a int, b int, c string"), {"c": "int"})
-            found.append(marked_counts(mark_broken_rules(df, rules, [target])))
-            names = rule_names(df, rules, [target])
+            found.append(marked_counts(mark_broken_rules(df, rules, Demands([target]))))
+            names = rule_names(df, rules, Demands([target]))
     finally:
         spark.conf.set("spark.sql.ansi.enabled", before or "false")
     assert found[0] == found[1]
@@ -82,7 +82,7 @@ def test_every_fault_of_a_file_has_its_own_reason(
         Rule("adds", "count + 1 > 0"),
         Rule.one_of("amount", [1.0, 2, 3]),
     ]
-    marked = mark_broken_rules(df, rules, [])
+    marked = mark_broken_rules(df, rules, Demands())
     assert marked_counts(marked) == {
         None: 1,
         "malformed": 1,
@@ -121,10 +121,11 @@ def test_a_row_whose_target_is_not_allowed_is_quarantined(
     spark: SparkSession, target: Target, values: str, broken: list[str], ansi: str
 ) -> None:
     df = spark.sql(f"select posexplode(array({values})) as (id, y)")
-    marked = mark_broken_rules(df, [], [target], classes={"y": ["a", "b", "1", "true"], "z": ["c"]})
+    demands = Demands([target], classes={"y": ["a", "b", "1", "true"], "z": ["c"]})
+    marked = mark_broken_rules(df, [], demands)
     assert [row[RULE_COLUMN] or "" for row in marked.orderBy("id").collect()] == broken
     if target.kind == "multiclass":  # no class is known before the first fit
-        assert set(marked_counts(mark_broken_rules(df, [], [target]))) <= {None, "target_missing"}
+        assert set(marked_counts(mark_broken_rules(df, [], Demands([target])))) <= {None, "target_missing"}
 
 
 def test_every_target_and_the_weight_must_be_allowed(spark: SparkSession, ansi: str) -> None:
@@ -134,7 +135,8 @@ def test_every_target_and_the_weight_must_be_allowed(spark: SparkSession, ansi: 
         " (8, 1, 0D, -1D), (9, 1, 0D, 0D) as t(id, late, delay, w)"
     )
     targets = [Target("late"), Target("minutes", column="delay", kind="regression")]
-    marked = mark_broken_rules(df, [], targets, weight="w").orderBy("id").collect()
+    demands = Demands(targets, "w")
+    marked = mark_broken_rules(df, [], demands).orderBy("id").collect()
     assert [row[RULE_COLUMN] for row in marked] == [
         None,
         *["target_missing"] * 2,
@@ -144,7 +146,7 @@ def test_every_target_and_the_weight_must_be_allowed(spark: SparkSession, ansi: 
         None,
     ]
     names = ["target_missing", "target_not_binary", "target_not_finite", "weight_invalid"]
-    assert rule_names(df, [], targets, weight="w") == names
+    assert rule_names(df, [], demands) == names
 
 
 def test_columns_of_targets_weight_and_split_are_checked_before_any_row_is_read(spark: SparkSession) -> None:

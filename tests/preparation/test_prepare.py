@@ -213,7 +213,15 @@ def fail(error: BaseException) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(
     "place",
-    ["survey", "fit_features", "write_parts", "_write_examples", "write_card", "_write_manifest", "publish"],
+    [
+        "survey",
+        "fit_features",
+        "write_parts",
+        "_write_examples",
+        "write_card",
+        "write_description",
+        "publish",
+    ],
 )
 def test_a_failure_at_any_point_leaves_what_was_there_before(
     rows: DataFrame, own: Dataset, preparing: Preparing, place: str, monkeypatch: pytest.MonkeyPatch

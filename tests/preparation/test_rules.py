@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 
 from sparktrain.errors import RulesInvalid
 from sparktrain.preparation import Rule
-from sparktrain.preparation.clean import mark_broken_rules, rule_names
+from sparktrain.preparation.clean import Demands, mark_broken_rules, rule_names
 from sparktrain.preparation.rules import RULE_COLUMN
 from sparktrain.splitting import SplitConfig
 
@@ -25,7 +25,7 @@ INFINITY = float("inf")
 
 def broken(df: DataFrame, *rules: Rule) -> dict[int, str]:
     """Rule by id of the rows that break one."""
-    marked = mark_broken_rules(df, rules, []).where(f"{RULE_COLUMN} is not null")
+    marked = mark_broken_rules(df, rules, Demands()).where(f"{RULE_COLUMN} is not null")
     return {row["id"]: row[RULE_COLUMN] for row in marked.collect()}
 
 
@@ -113,14 +113,15 @@ def test_of_the_rows_of_a_key_the_latest_stays(spark: SparkSession, ansi: str) -
     # a row that breaks another rule takes no part: its copies stay, and it is quarantined under that rule
     early = Rule("early", "coalesce(time, 0) < 3")
     assert broken(df, rule, early) == {**dict.fromkeys([2, 5], "unique_key"), 1: "early"}
-    assert rule_names(df, [rule, early], []) == ["early", "unique_key"]
+    assert rule_names(df, [rule, early], Demands()) == ["early", "unique_key"]
 
 
 def test_rows_that_can_not_be_split_have_no_copies(spark: SparkSession) -> None:
     df = spark.createDataFrame([(0, "train", 1), (1, None, 2)], "id int, part string, time int")
     split = SplitConfig(method="column", column="part")
     rules = [Rule.unique("nothing", latest="time")]
-    marked = mark_broken_rules(df.withColumn("nothing", F.lit(None).cast("int")), rules, [], split=split)
+    df = df.withColumn("nothing", F.lit(None).cast("int"))
+    marked = mark_broken_rules(df, rules, Demands(split=split))
     assert {row["id"]: row[RULE_COLUMN] for row in marked.collect()} == {0: None, 1: "split_unknown"}
 
 
@@ -134,7 +135,7 @@ def test_which_copy_stays_does_not_depend_on_the_rows_order(spark: SparkSession)
         rng.shuffle(values)
         df = spark.createDataFrame(values, "key int, time int, text string, tags map<string, int>")
         rules = [Rule.unique("key", latest="time")]
-        marked = mark_broken_rules(df.repartition(rng.randint(1, 5)), rules, [])
+        marked = mark_broken_rules(df.repartition(rng.randint(1, 5)), rules, Demands())
         kept.append(sorted(map(str, marked.where(f"{RULE_COLUMN} is null").collect())))
     assert len(kept[0]) == 2
     assert kept[0] == kept[1] == kept[2]
@@ -168,7 +169,7 @@ def test_a_rule_that_nothing_can_meet_is_refused_where_it_is_declared(
 
 def refused(df: DataFrame, rules: Sequence[Rule]) -> str:
     with pytest.raises(RulesInvalid) as caught:
-        mark_broken_rules(df, rules, [])
+        mark_broken_rules(df, rules, Demands())
     return str(caught.value)
 
 

@@ -14,7 +14,7 @@ from sparktrain.config import PrepareConfig, SplitConfig
 from sparktrain.errors import EXIT_DATA, ColumnsReordered, SchemaMismatch, SourceMissing
 from sparktrain.features import Categorical, Numeric
 from sparktrain.preparation import Rule, read_csv, read_json
-from sparktrain.preparation.clean import mark_broken_rules
+from sparktrain.preparation.clean import Demands, mark_broken_rules
 from sparktrain.preparation.rules import RULE_COLUMN
 from tests.preparation.conftest import Preparing
 
@@ -263,5 +263,5 @@ def write_text(file: Path, text: str) -> None:
 
 def marked_counts(df: DataFrame) -> dict[str | None, int]:
     """Rows by the rule that they break; None: kept."""
-    counted = mark_broken_rules(df, [], []).groupBy(RULE_COLUMN).count().collect()
+    counted = mark_broken_rules(df, [], Demands()).groupBy(RULE_COLUMN).count().collect()
     return {row[RULE_COLUMN]: row["count"] for row in counted}

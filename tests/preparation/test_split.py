@@ -9,7 +9,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparktrain.config import SplitConfig
-from sparktrain.preparation.clean import mark_broken_rules, rule_names
+from sparktrain.preparation.clean import Demands, mark_broken_rules, rule_names
 from sparktrain.preparation.split import SPLIT_COLUMN, add_split
 
 pytestmark = pytest.mark.spark
@@ -140,11 +140,11 @@ def test_what_a_method_can_not_place_is_split_unknown(spark: SparkSession, ansi:
     df = make_rows(spark, 0, 630)
     expected = {"time": "time is null", "number": "number is null or isnan(number)", "column": "id % 5 > 2"}
     for method, unknown in expected.items():
-        marked = add_split(mark_broken_rules(df, [], [], split=METHODS[method]), ["id"], METHODS[method])
+        marked = add_split(mark_broken_rules(df, [], Demands(split=METHODS[method])), ["id"], METHODS[method])
         assert marked.where(f"({unknown}) <> (_broken_rule <=> 'split_unknown')").isEmpty()
         assert marked.where("(_split is null) <> (_broken_rule is not null)").isEmpty()
-        assert rule_names(df, [], [], split=METHODS[method]) == ["split_unknown"]
-    assert rule_names(df, [], [], split=METHODS["stratified"]) == []
+        assert rule_names(df, [], Demands(split=METHODS[method])) == ["split_unknown"]
+    assert rule_names(df, [], Demands(split=METHODS["stratified"])) == []
 
 
 def test_fractions_by_value_hold_for_their_rows_and_the_general_ones_for_others(spark: SparkSession) -> None:

@@ -74,6 +74,11 @@ def test_a_database_that_is_not_there_is_not_created(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_database_with_options_in_its_address_is_found(registered: Registered, tmp_path: Path) -> None:
+    found = fetch_model("models:/tiny/1", f"{registered.tracker.uri}?timeout=5", tmp_path)
+    assert (found / "MLmodel").is_file()
+
+
 def test_without_a_tracking_uri_the_setting_of_mlflow_holds(
     registered: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,70 @@
+"""How much memory a stream needs on a rank, and how far ahead a budget lets it read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sparktrain.errors import ConfigError
+
+_MAX_STEPS_PER_CHUNK = 32
+_GOOD_CHUNK_BYTES = 16 << 20  # larger ones save no more of Python's share
+_CHUNKS_AHEAD = 4
+_CHUNKS_IN_USE = 2  # the one whose batches are being taken, and the one before: somebody holds its last batch
+_DEFAULT_BYTES = 1 << 30
+
+WEIGHT_BYTES = 4  # of a row, that a batch has beside its columns
+
+
+class Budget(NamedTuple):
+    """What a stream may hold.
+
+    Attributes:
+        steps_per_chunk: steps that are assembled at once.
+        chunks_ahead: chunks that may wait, or be in the making.
+        memory_bytes: the most that all of it takes.
+    """
+
+    steps_per_chunk: int
+    chunks_ahead: int
+    memory_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        row_group_bytes: int,
+        step_bytes: int,
+        num_lanes: int,
+        num_threads: int,
+        memory_bytes: int | None,
+    ) -> Budget:
+        """Choose how far ahead to read.
+
+        Args:
+            row_group_bytes: of the largest row group, as batches have its rows.
+            step_bytes: of this rank's batch.
+            num_lanes: that the rank takes rows from.
+            num_threads: that read.
+            memory_bytes: what may be used; None: 1 GiB, or more where the least possible is more.
+
+        Raises:
+            ConfigError: when `memory_bytes` is less than is needed to get on at all.
+        """
+        # A thread has a row group as it was decoded and as it will be held, and what it was stored as.
+        fixed = row_group_bytes * (num_lanes + 3 * num_threads)
+        least = fixed + step_bytes * (1 + _CHUNKS_IN_USE)
+        if memory_bytes is not None and memory_bytes < least:
+            raise ConfigError(
+                [
+                    f"memory_bytes is {memory_bytes:,}; {num_lanes} lanes with row groups of "
+                    f"{row_group_bytes:,} bytes, {num_threads} threads and batches of {step_bytes:,} bytes "
+                    f"need {least:,} at least: allow that much, or take fewer lanes, smaller row groups or "
+                    "smaller batches"
+                ],
+                "the stream's arguments",
+            )
+        steps = ((memory_bytes or max(_DEFAULT_BYTES, least)) - fixed) // step_bytes
+        most = min(_MAX_STEPS_PER_CHUNK, _GOOD_CHUNK_BYTES // step_bytes)
+        per_chunk = max(min(steps // (_CHUNKS_AHEAD + _CHUNKS_IN_USE), most), 1)
+        ahead = max(min(steps // per_chunk - _CHUNKS_IN_USE, _CHUNKS_AHEAD), 1)
+        return cls(per_chunk, ahead, fixed + step_bytes * per_chunk * (ahead + _CHUNKS_IN_USE))

@@ -1,0 +1,175 @@
+"""What a batch is made of: the stored columns that are read, and the arrays that its names are views of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from sparktrain.dataset.layout import ColumnSpec, Layout, StoredColumn, stored_columns
+from sparktrain.dataset.plan import IntArray
+
+Array = NDArray[np.generic]
+
+
+class Stack(NamedTuple):
+    """One array that rows are read into: few copies, and large ones.
+
+    Attributes:
+        dtype: of all its values.
+        shape: of a row's value.
+        columns: stored columns of this dtype and shape: [len(columns), rows, *shape].
+        packed: or the scalar columns that are put side by side: [1, rows, len(packed)].
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    columns: tuple[StoredColumn, ...] = ()
+    packed: tuple[str, ...] = ()
+
+    @property
+    def num_columns(self) -> int:
+        return len(self.columns) or 1
+
+    @property
+    def row_bytes(self) -> int:
+        return int(self.num_columns * np.prod(self.shape, dtype=np.int64) * np.dtype(self.dtype).itemsize)
+
+
+class View(NamedTuple):
+    """Where a name of the batch lies: a stack, its column, and what to take of the last axis."""
+
+    stack: int
+    column: int
+    inside: int | slice | None = None
+
+    def of(self, stacks: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+        """`stacks` are those of one step, unbound along their columns."""
+        values = stacks[self.stack][self.column]
+        if self.inside is None:
+            return values
+        return values.select(-1, self.inside) if isinstance(self.inside, int) else values[..., self.inside]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How the batches of a stream follow from what the parts store.
+
+    Attributes:
+        stored: columns to read.
+        stacks: arrays to read them into.
+        views: what each name of a batch is, in the order asked for.
+        texts: columns of text, which come as bytes: the width to pad each to, None for values and offsets.
+    """
+
+    stored: tuple[StoredColumn, ...]
+    stacks: tuple[Stack, ...]
+    views: dict[str, View]
+    texts: dict[str, int | None]
+
+    @classmethod
+    def of(
+        cls,
+        specs: Sequence[ColumnSpec],
+        layout: Layout,
+        names: Sequence[str],
+        pack: Mapping[str, Sequence[str]],
+        texts: Mapping[str, int | None],
+    ) -> Delivery:
+        """Plan the delivery of the columns `names`, of those that are packed, and of texts."""
+        members = [name for packed in pack.values() for name in packed]
+        stored = stored_columns(specs, layout, [*names, *members, *texts])
+        by_name = {name: column for column in stored for name in column.members or (column.name,)}
+        apart = {name for name, packed in pack.items() if _inside_block(by_name, packed) is None}
+        whole = [*names, *(m for name, packed in pack.items() if name not in apart for m in packed)]
+        stacks: list[Stack] = []
+        places: dict[StoredColumn, tuple[int, int]] = {}
+        needed = list(dict.fromkeys(by_name[name] for name in whole))
+        for key in dict.fromkeys(column.key for column in needed):
+            columns = tuple(column for column in needed if column.key == key)
+            places |= {column: (len(stacks), number) for number, column in enumerate(columns)}
+            stacks.append(Stack(*key, columns))
+        views: dict[str, View] = {}
+        for name in names:
+            column = by_name[name]
+            inside = column.members.index(name) if column.members else None
+            views[name] = View(*places[column], inside)
+        for name, packed in pack.items():
+            if name in apart:
+                views[name] = View(len(stacks), 0)
+                stacks.append(Stack(by_name[packed[0]].dtype, (len(packed),), packed=tuple(packed)))
+            else:
+                views[name] = View(*places[by_name[packed[0]]], _inside_block(by_name, packed))
+        return cls(stored, tuple(stacks), views, dict(texts))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in memory."""
+        return sum(stack.row_bytes for stack in self.stacks)
+
+    def fill(self, targets: Sequence[Array], table: pa.Table, order: IntArray | None) -> None:
+        """Read the rows `order` of a table (None: all, as stored) into one array for each stack."""
+        values = {
+            column: column.values(table.column(column.name))
+            for column in self.stored
+            if column.name not in self.texts
+        }
+        for stack, target in zip(self.stacks, targets, strict=True):
+            if stack.packed:
+                _interleave(target[0], stack.packed, values, order)
+                continue
+            for column, into in zip(stack.columns, target, strict=True):
+                if order is None:
+                    into[:] = values[column]
+                else:  # mode "raise", the default, would copy once more
+                    np.take(values[column], order, axis=0, out=into, mode="clip")
+
+    def texts_of(self, table: pa.Table, order: IntArray | None) -> list[pa.Array]:
+        """Return the rows `order` of each column of text."""
+        columns = [table.column(name).combine_chunks() for name in self.texts]
+        return columns if order is None else [column.take(pa.array(order)) for column in columns]
+
+    def batches(self, arrays: Sequence[Array]) -> Iterator[dict[str, torch.Tensor]]:
+        """Cut one array [columns, steps, rows, *shape] for each stack into the batches of its steps."""
+        by_step = [torch.from_numpy(array).unbind(1) for array in arrays]
+        for stacks in zip(*by_step, strict=True):
+            columns = [stack.unbind(0) for stack in stacks]
+            yield {name: view.of(columns) for name, view in self.views.items()}
+
+
+def _inside_block(by_name: Mapping[str, StoredColumn], packed: Sequence[str]) -> slice | None:
+    """Where columns lie side by side already; None when they don't."""
+    block = by_name[packed[0]]
+    if not block.members:
+        return None
+    first = block.members.index(packed[0])
+    inside = slice(first, first + len(packed))
+    return inside if block.members[inside] == tuple(packed) else None
+
+
+def _interleave(
+    target: Array, names: Sequence[str], values: Mapping[StoredColumn, Array], order: IntArray | None
+) -> None:
+    """Put scalar columns side by side: shape [rows, len(names)]."""
+    scalars = {column.name: array for column, array in values.items() if not column.members}
+    if all(name in scalars for name in names):
+        by_column = np.empty((len(names), len(target)), target.dtype)
+        for name, into in zip(names, by_column, strict=True):
+            if order is None:
+                into[:] = scalars[name]
+            else:
+                np.take(scalars[name], order, out=into, mode="clip")
+        # torch transposes in tiles, which is twice as fast as numpy
+        torch.from_numpy(target).copy_(torch.from_numpy(by_column).t())
+        return
+    for column, array in values.items():
+        members = column.members or (column.name,)
+        if wanted := [i for i, name in enumerate(names) if name in members]:
+            rows = array if order is None else np.take(array, order, axis=0, mode="clip")
+            sources = [members.index(names[i]) for i in wanted]
+            target[:, wanted] = rows[:, sources] if column.members else rows[:, None]

@@ -1,0 +1,79 @@
+"""Input: the rows that a stream takes from one split of a dataset, and how its threads read them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparktrain.dataset.layout import StoredColumn, stored_columns
+from sparktrain.dataset.load import Source
+from sparktrain.dataset.manifest import Manifest
+from sparktrain.dataset.read import RowGroupReader, Seen, Verify
+from sparktrain.dataset.where import Where, check_where, select_rows
+from sparktrain.errors import ConfigError
+
+OpenReader = Callable[[Sequence[StoredColumn]], RowGroupReader]
+
+
+class Input(NamedTuple):
+    """What a stream takes rows from.
+
+    Attributes:
+        name: of the dataset in a mixture; "" when it is alone.
+        source: its rows, as plans count them.
+        open_reader: returns a reader of the columns that it is given; called in each thread.
+    """
+
+    name: str
+    source: Source
+    open_reader: OpenReader
+
+
+def make_input(
+    root: Path,
+    manifest: Manifest,
+    split: str,
+    seen: Seen,
+    *,
+    seed: int,
+    shuffle: bool,
+    where: Where | None,
+    verify: Verify,
+    name: str = "",
+) -> Input:
+    """Count the rows of a split, all of them or those that satisfy `where`.
+
+    Raises:
+        NameUnknown, ConfigError: for a condition that can't be understood.
+        DatasetInvalid: when a condition's columns can't be read.
+    """
+    if verify not in ("first", "always"):
+        problem = f"verify is {verify!r}; allowed are 'first' and 'always'"
+        raise ConfigError([problem], "the stream's arguments")
+    open_reader = partial(RowGroupReader, root, manifest, split, seen=seen, verify=verify)
+    rows = np.array([n for part in manifest.splits[split].parts for n in part.row_groups], np.int64)
+    meaning: dict[str, Any] = {"fingerprint": manifest.fingerprint, "split": split}
+    meaning |= {"seed": seed, "shuffle": shuffle}
+    if not where:
+        return Input(name, Source(rows, seed, shuffle, {**meaning, "where": None}), open_reader)
+    columns, layout = manifest.columns, manifest.layout
+    names = check_where(where, columns, str(root))
+    reader = open_reader(stored_columns(columns, layout, names))
+    selected = select_rows(reader, len(rows), columns, layout, where)
+    counts = np.array([len(positions) for positions in selected], np.int64)
+    meaning["where"] = _digest(where)
+    return Input(name, Source(counts, seed, shuffle, meaning, selected), open_reader)
+
+
+def _digest(where: Where) -> str:
+    """Name a condition in a few characters: a list of values can be long, and a state is small."""
+    terms = [
+        [name, operation, sorted(v) if isinstance(v, set | frozenset) else v] for name, operation, v in where
+    ]
+    return hashlib.sha256(json.dumps(terms, default=str).encode()).hexdigest()[:16]
