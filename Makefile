@@ -14,10 +14,10 @@ tests35 ?= tests
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # the checks come before the install also with -j
-.PHONY: help venv venv-spark35 run test test-unit test-spark35 lint format type bench wheel ui clean check-java
+.PHONY: help venv venv-spark35 run test test-unit test-spark35 test-petastorm lint format type bench wheel ui clean check-java
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 venv: $(installed)  ## install sparktrain and everything it needs into .venv (once, a few minutes)
 
@@ -34,6 +34,9 @@ test-unit: $(installed)  ## run the fast tests: no Java, one process
 
 test-spark35: check-java $(installed35)  ## run the tests on Spark 3.5, Petastorm's among them; pytest options in ARGS="…"
 	@$(bin35)/pytest $(tests35) $(ARGS)
+
+test-petastorm: check-java $(installed35)  ## run the tests that need Petastorm, on Spark 3.5; pytest options in ARGS="…"
+	@$(bin35)/pytest tests/peers/test_petastorm*.py $(ARGS)
 
 lint: $(installed)  ## check style and formatting
 	@$(bin)/ruff check

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,6 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sparktrain.errors import ConfigError, nearest
 from sparktrain.splitting import SplitConfig
+
+Reader = Literal["sparktrain", "petastorm"]
+
+_PETASTORMS_PYARROW = 14
 
 
 class Section(BaseModel):
@@ -77,6 +82,27 @@ class PrepareConfig(Section):
     compression: Literal["lz4", "zstd", "snappy", "none"] = "lz4"
     max_quarantined_fraction: float = Field(0.1, ge=0.0, le=1.0)
     seed: int = Field(0, description="of the global shuffle")
+
+
+class DataConfig(Section):
+    """How training reads its dataset."""
+
+    reader: Reader = Field(
+        "sparktrain", description="petastorm: by its make_batch_reader; see docs/migration.md"
+    )
+    num_threads: int = Field(2, ge=1, description="of each rank, that read, decode and assemble")
+    memory_bytes: int | None = Field(None, ge=1, description="of each rank's stream; empty: 1 GiB")
+    on_bad_data: Literal["fail", "mask"] = Field(
+        "fail", description="mask: rows that can't be read get weight 0 and are counted"
+    )
+    verify: Literal["first", "always"] = Field(
+        "first", description="when pages are held against their checksums: at their first read, or at each"
+    )
+
+    @property
+    def stream_options(self) -> dict[str, Any]:
+        """Arguments of `Dataset.stream`."""
+        return self.model_dump(exclude={"reader"})
 
 
 class TrainConfig(Section):
@@ -159,6 +185,7 @@ class Config(Section):
     storage: StorageConfig = Field(default_factory=StorageConfig)
     spark: SparkConfig = Field(default_factory=SparkConfig)
     prepare: PrepareConfig = Field(default_factory=PrepareConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     score: ScoreConfig = Field(default_factory=ScoreConfig)
@@ -272,6 +299,7 @@ def _check_together(tree: Mapping[str, Any]) -> Iterator[str]:
     pipeline = tree.get("pipeline")
     if isinstance(pipeline, str) and re.fullmatch(r"[a-z_][a-z0-9_]*", pipeline):
         yield from _check_pipeline(pipeline)
+    yield from _check_reader(tree)
     try:
         spark = SparkConfig.model_validate(tree.get("spark") or {})
         ranks = int((tree.get("train") or {}).get("ranks", TrainConfig().ranks))
@@ -283,6 +311,38 @@ def _check_together(tree: Mapping[str, Any]) -> Iterator[str]:
             f"train.ranks: needs {ranks} slots, {spark.master} has {slots}; all ranks must start together: "
             f"set train.ranks={slots} or spark.master=local[{ranks}]"
         )
+
+
+def _check_reader(tree: Mapping[str, Any]) -> Iterator[str]:
+    data, train = tree.get("data"), tree.get("train")
+    if not isinstance(data, Mapping) or data.get("reader") != "petastorm":
+        return
+    if problem := petastorm_problem():
+        yield problem
+    every = train.get("checkpoint_every_steps") if isinstance(train, Mapping) else None
+    if every is not None:
+        yield (
+            f"train.checkpoint_every_steps: {every} given, and data.reader=petastorm begins every epoch at "
+            "its first row group, so that no checkpoint within an epoch could be resumed; leave it empty, or "
+            "set data.reader=sparktrain"
+        )
+
+
+def petastorm_problem() -> str | None:
+    """What is wrong with the Petastorm of this environment; it is not imported, which takes seconds."""
+    way_out = (
+        "install the extra in an environment of its own, pip install -c constraints-spark35.txt "
+        "'sparktrain[petastorm]', or set data.reader=sparktrain"
+    )
+    if importlib.util.find_spec("petastorm") is None:
+        return f"data.reader: petastorm given, which is not installed; {way_out}"
+    pyarrow = metadata.version("pyarrow")
+    if int(pyarrow.partition(".")[0]) > _PETASTORMS_PYARROW:
+        return (
+            f"data.reader: petastorm given, which works with pyarrow {_PETASTORMS_PYARROW} and nothing "
+            f"newer; there is {pyarrow}; {way_out}"
+        )
+    return None
 
 
 def _check_pipeline(name: str) -> Iterator[str]:

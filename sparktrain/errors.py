@@ -182,6 +182,17 @@ class SourceMissing(DataError):
         super().__init__(f"There is no file at {path}. Give a {kind} file, a directory of them or a glob.")
 
 
+class CellsUnreadable(DataError):
+    """A column of encoded arrays, as Petastorm writes them, that can't be decoded."""
+
+    def __init__(self, column: str, problem: str) -> None:
+        super().__init__(
+            f"The column `{column}` can't be decoded: {problem}. Its values must be numpy's files of "
+            "numbers, all of one dtype and, unless they have one dimension, of one shape. Leave the column "
+            "out (columns=), or write it again."
+        )
+
+
 class ColumnsReordered(DataError):
     """A file that has the declared columns in another order."""
 
@@ -549,6 +560,18 @@ class StreamStateMismatch(DataError):
             "The stream can't continue from this state, because rows would be lost or repeated:\n"
             f"{bullet_list(lines)}\nSet these back to what the state has, or start from the beginning "
             "without it."
+        )
+
+
+class PetastormCannotSeek(DataError):
+    """A place within an epoch was asked for, and Petastorm begins each epoch at its first row."""
+
+    def __init__(self, epoch: object, step: object) -> None:
+        super().__init__(
+            f"Petastorm can't go to step {step} of epoch {epoch}: its readers begin an epoch at the first "
+            "row group and know no other place. Start from an epoch's end (leave "
+            "train.checkpoint_every_steps empty), or start the run anew with data.reader=sparktrain, which "
+            "goes to any step."
         )
 
 

@@ -58,9 +58,17 @@ class TrainingProgress:
             self._progress.update(self._task, description=event["name"])
         elif event["kind"] == "progress":
             self._progress.update(self._task, completed=event["step"], total=event["num_steps"])
+        elif event["kind"] == "masked":
+            self._tell_masked(event["rank"], event["row_groups"])
         elif event["kind"] == "metrics":
             self._remember(event["values"])
             self._progress.update(self._task, news="  ".join(f"{k} {v}" for k, v in self._news.items()))
+
+    def _tell_masked(self, rank: int, row_groups: Mapping[str, str]) -> None:
+        for where, why in row_groups.items():
+            self._progress.console.print(
+                f"Rank {rank} can't read {where}; its rows have weight 0. {why}", style="yellow", markup=False
+            )
 
     def _remember(self, values: Mapping[str, float]) -> None:
         if "train/loss" in values:

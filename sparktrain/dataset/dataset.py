@@ -37,6 +37,7 @@ from sparktrain.world import World
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+    from sparktrain.config import Reader
     from sparktrain.dataset.delivery import Delivery
     from sparktrain.dataset.load import OnBadData
     from sparktrain.dataset.stream import Stream
@@ -49,12 +50,17 @@ DEFAULT_CACHE_BYTES = 100 << 30
 
 
 def open_dataset(
-    path: AnyPath | str, *, cache: Path | str | None = None, cache_bytes: int = DEFAULT_CACHE_BYTES
+    path: AnyPath | str,
+    reader: Reader = "sparktrain",
+    *,
+    cache: Path | str | None = None,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> Dataset:
     """Open a dataset's directory, or the directory above it, whose latest.json names the newest one.
 
     Args:
         path: of the directory, or the URI of one in an object store, such as "s3://bucket/flights".
+        reader: what reads its streams; with "petastorm" these lack what `dataset.petastorm_reader` says.
         cache: a directory on a local disk, where parts that are read from an object store are kept; processes
             and datasets can share it. A local dataset needs none, and ignores it.
         cache_bytes: that the cache may grow to; what was not used for longest makes room. It needs room for
@@ -67,6 +73,10 @@ def open_dataset(
     directory = path_of(path, FileCache(Path(cache).absolute(), cache_bytes) if cache else None)
     if (directory / LATEST_FILE).is_file() and not (directory / MANIFEST_FILE).is_file():
         directory = directory / _latest(directory)
+    if reader == "petastorm":
+        from sparktrain.dataset.petastorm_reader import PetastormDataset  # it needs torch
+
+        return PetastormDataset(directory, Manifest.load(directory))
     return Dataset(directory, Manifest.load(directory))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sparktrain.config import TrainConfig
+from sparktrain.config import DataConfig, TrainConfig
 from sparktrain.dataset import open_dataset
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.events import EventWriter
@@ -32,6 +32,7 @@ class RunSpec:
         run_dir: absolute, seen by driver and ranks.
         dataset: directory of the dataset, likewise, or where it lies in an object store.
         resume_from: a checkpoint's directory, the same for every rank; None: from the start.
+        data: how the dataset is read.
     """
 
     run_dir: Path
@@ -39,6 +40,7 @@ class RunSpec:
     task: TrainTask
     config: TrainConfig
     resume_from: Path | None
+    data: DataConfig = field(default_factory=DataConfig)
 
 
 def train_rank(spec: RunSpec) -> dict[str, Any]:
@@ -50,9 +52,9 @@ def train_rank(spec: RunSpec) -> dict[str, Any]:
     world = World.from_environment()
     run = RunDirectory(spec.run_dir)
     saved = verify_checkpoint(spec.resume_from) if spec.resume_from else None
-    dataset = open_dataset(spec.dataset)
+    dataset = open_dataset(spec.dataset, spec.data.reader)
     with EventWriter(run.events, world.rank, world.attempt) as emit:
-        loop = Loop(spec.task, dataset, spec.config, world, run.checkpoints, emit)
+        loop = Loop(spec.task, dataset, spec.config, world, run.checkpoints, emit, spec.data)
         outcome = loop.run(saved)
     if outcome.test is not None and outcome.test.prediction is not None:
         name = "probability" if dataset.features.has_binary_target else "prediction"

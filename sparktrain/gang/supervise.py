@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pyspark.sql import SparkSession
 
 from sparktrain.config import Config
-from sparktrain.dataset import Dataset
+from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.errors import EXIT_CONFIG, ConfigError, PipelineFailed, ResumeRefused, SparktrainError
 from sparktrain.gang.blame import user_lines
 from sparktrain.gang.launch import Gang, active_session
@@ -27,6 +27,7 @@ from sparktrain.runs.tracking import Tracker
 from sparktrain.storage import commit_json, read_json
 from sparktrain.training.checkpoint import newest_valid
 from sparktrain.training.task import TrainTask
+from sparktrain.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 # What the steps already done would no longer belong to if it changed.
 _FIXED_ON_RESUME = (
     "dataset",
+    "data.reader",
     "train.global_batch_size",
     "train.num_lanes",
     "train.seed",
@@ -111,7 +113,7 @@ def train(
         "world_size": config.train.ranks,
         "attempts": attempt,
     }
-    spec = RunSpec(run.path, dataset.path.resolve(), task, config.train, resume_from)
+    spec = RunSpec(run.path, dataset.path.resolve(), task, config.train, resume_from, config.data)
     with _ending(run, tracker, facts):
         with Follower(run, tracker, on_event):
             outcome = gang.run(train_rank, spec)[0]
@@ -145,12 +147,14 @@ def check_training(dataset: Dataset, task: TrainTask, config: Config) -> nn.Modu
     Raises:
         DatasetInvalid: naming every part that is not what the manifest says.
         TooFewRows: an epoch would have no step.
-        ConfigError: the Task's class or its metrics don't fit.
+        ConfigError: the Task's class or its metrics don't fit, or the reader can't serve so many ranks.
         PipelineFailed: the model can't be built, with a dropout of 2 for instance.
     """
     _check_class(task)
-    dataset.verify()
+    dataset.verify(config.data.on_bad_data)
     dataset.steps_per_epoch("train", config.train.global_batch_size)
+    if config.data.reader == "petastorm":
+        _check_shards(dataset, config)
     check_metric(task, config)
     try:
         return task.build_model(dataset.features)
@@ -168,6 +172,14 @@ def check_metric(task: TrainTask, config: Config) -> None:
     if known[best].higher_is_better is False:
         problem = f"of {best} a lower one is better, the best checkpoint is the one with the highest"
         raise ConfigError([f"train.best_metric: {problem}; give one of: {usable}"])
+
+
+def _check_shards(dataset: Dataset, config: Config) -> None:
+    """Refuse a split that Petastorm can't share among the ranks; a stream that is not read opens no file."""
+    read = open_dataset(dataset.path, config.data.reader)
+    for split in dataset.manifest.splits:
+        if dataset.num_rows(split):
+            read.stream(split, config.train.global_batch_size, world=World(size=config.train.ranks))
 
 
 def _gang_options(config: Config) -> dict[str, Any]:

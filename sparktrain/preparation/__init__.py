@@ -3,7 +3,8 @@
 from sparktrain.preparation.build import prepare
 from sparktrain.preparation.cast import cast_columns
 from sparktrain.preparation.growth import append
+from sparktrain.preparation.petastorm_source import read_petastorm
 from sparktrain.preparation.rules import Rule
 from sparktrain.preparation.source import read_csv, read_json
 
-__all__ = ["Rule", "append", "cast_columns", "prepare", "read_csv", "read_json"]
+__all__ = ["Rule", "append", "cast_columns", "prepare", "read_csv", "read_json", "read_petastorm"]

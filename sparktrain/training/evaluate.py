@@ -29,12 +29,14 @@ class Evaluation:
             without weights.
         row_id, prediction, target: this rank's rows: int64 [rows], float32 [rows, ...] as the Task predicts,
             float32 or int64 [rows]. The last two are None where the target or the prediction is a dict.
+        masked: rows that this rank could not read and left out: "part, row group n" -> why.
     """
 
     metrics: dict[str, float]
     row_id: NDArray[np.int64]
     prediction: NDArray[np.float32] | None
     target: NDArray[np.float32 | np.int64] | None
+    masked: Mapping[str, str]
 
 
 @torch.inference_mode()
@@ -46,13 +48,13 @@ def evaluate(
     global_batch_size: int,
     num_lanes: int,
     world: World,
+    stream_options: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Evaluate `model` on a split; a collective call, all ranks together."""
     features = dataset.features
     metrics = MetricCollection(dict(task.metrics())).to(world.device)
-    stream = dataset.stream(
-        split, global_batch_size, num_lanes=num_lanes, world=world, tail="mask", shuffle=False
-    )
+    lanes: dict[str, Any] = {"num_lanes": num_lanes, "world": world, **(stream_options or {})}
+    stream = dataset.stream(split, global_batch_size, tail="mask", shuffle=False, **lanes)
     loss_and_weight = torch.zeros(2, dtype=torch.float64, device=world.device)
     row_ids: list[Tensor] = []
     kept: list[tuple[Tensor, Tensor]] = []
@@ -84,9 +86,9 @@ def evaluate(
     values["loss"] = float(loss_and_weight[0] / loss_and_weight[1])
     row_id = torch.cat(row_ids).cpu().numpy()
     if not kept:
-        return Evaluation(values, row_id, None, None)
+        return Evaluation(values, row_id, None, None, stream.masked)
     prediction, target = (torch.cat(column).cpu().numpy() for column in zip(*kept, strict=True))
-    return Evaluation(values, row_id, prediction, target)
+    return Evaluation(values, row_id, prediction, target, stream.masked)
 
 
 def target_of(features: FittedFeatures, batch: Batch) -> Tensor | dict[str, Tensor]:

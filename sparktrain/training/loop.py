@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sparktrain.config import TrainConfig
+from sparktrain.config import DataConfig, TrainConfig
 from sparktrain.dataset import Dataset, Stream
 from sparktrain.errors import NonFiniteLoss, StepFailed
 from sparktrain.training import checkpoint as checkpoints
@@ -59,8 +59,10 @@ class Loop:
         world: World,
         directory: Path,
         emit: Emit,
+        data: DataConfig | None = None,
     ) -> None:
         self.task, self.dataset, self.config, self.world = task, dataset, config, world
+        self.stream_options = (data or DataConfig()).stream_options
         self.directory, self.emit = directory, emit
         torch.manual_seed(config.seed)  # the same weights on every rank
         self.model = task.build_model(dataset.features).to(world.device)
@@ -76,11 +78,13 @@ class Loop:
             world=world,
             seed=config.seed,
             tail="drop",
+            **self.stream_options,
         )
         self.total_steps = self.stream.steps_per_epoch * config.epochs
         self.step = 0
         self.best: dict[str, Any] | None = None
         self.window = Window(world)
+        self.masked: dict[str, str] = {}
 
     def run(self, resume_from: Checkpoint | None) -> Outcome:
         if resume_from is not None:
@@ -126,10 +130,11 @@ class Loop:
         mean.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient_norm or math.inf)
         self.optimizer.step()
-        self.window.add(total.detach(), norm, rate)
+        self.window.add(total.detach(), batch["row_weight"].sum(), norm, rate)
 
     def _log_window(self) -> None:
         values = self.window.close(self.stream, self.config.global_batch_size)
+        self._tell_masked(self.stream.masked)
         if not values:
             return
         # Both are of all ranks together, so that all of them stop here. A finite loss can have an infinite
@@ -159,9 +164,16 @@ class Loop:
         self.emit({"kind": "phase", "name": split})
         self._agree_on_buffers()
         config = self.config
-        return evaluate(
-            self.model, self.task, self.dataset, split, config.global_batch_size, config.num_lanes, self.world
-        )
+        sizes = config.global_batch_size, config.num_lanes
+        found = evaluate(self.model, self.task, self.dataset, split, *sizes, self.world, self.stream_options)
+        self._tell_masked(found.masked)
+        return found
+
+    def _tell_masked(self, masked: Mapping[str, str]) -> None:
+        """Name what this rank could not read; ranks have row groups of their own."""
+        if new := {where: why for where, why in masked.items() if where not in self.masked}:
+            self.masked |= new
+            self.emit({"kind": "masked", "rank": self.world.rank, "row_groups": new})
 
     def _agree_on_buffers(self) -> None:
         """Take rank 0's running statistics, which a checkpoint holds too: each rank counts its own."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,9 @@ import torch
 
 from sparktrain.dataset import Dataset
 from sparktrain.testing import write_tiny_dataset
+from tests.fixtures.petastorm import needs_petastorm
 
-pytestmark = pytest.mark.skipif(
-    find_spec("petastorm") is None, reason="petastorm is not installed: make test-spark35"
-)
+pytestmark = needs_petastorm
 
 SHAPE = (2, 3)
 

@@ -1,0 +1,74 @@
+"""The documents do what they say: their code runs, and what they name exists."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pyspark.sql import SparkSession
+
+import sparktrain
+from sparktrain import dataset, features, preparation
+from sparktrain.config import all_keys
+from sparktrain.dataset import Dataset, Stream
+from tests.fixtures.write_petastorm_dataset import DATASET
+
+ROOT = Path(__file__).resolve().parents[1]
+MIGRATION = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", MIGRATION, re.DOTALL)
+
+
+def cells() -> list[str]:
+    """What the tables say about us: all but their first column."""
+    rows = re.findall(r"^\| (.*) \|$", MIGRATION, re.MULTILINE)
+    return [cell for row in rows for cell in row.split(" | ")[1:]]
+
+
+@pytest.mark.spark
+@pytest.mark.timeout(120)
+def test_the_code_of_the_migration_runs(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"spark": spark}
+    code = blocks("python")
+    assert len(code) == 3
+    for block in code:
+        exec(block.replace("file:///data/rows", DATASET.as_uri()), names)
+    assert names["state"]["epoch"] == 2
+    assert names["table"].column_names == ["row_id", "price"]
+
+
+def test_the_settings_of_the_migration_exist() -> None:
+    [block] = blocks("yaml")
+    assert yaml.safe_load(block) == {"data": {"reader": "petastorm"}}
+    sections = {key for key in all_keys() if "." not in key}
+    named = set(re.findall(r"`([a-z]+\.[a-z_]+)[=:`]", MIGRATION))
+    assert {"train.checkpoint_every_steps", "prepare.num_parts", "data.reader"} <= named
+    assert not [key for key in named if key.split(".")[0] in sections and key not in all_keys()]
+
+
+def test_the_calls_of_the_migration_exist() -> None:
+    homes = (sparktrain, dataset, features, preparation, Dataset, Stream)
+    called = set(re.findall(r"`([A-Za-z_]+)\(", " ".join(cells())))
+    assert {"prepare", "read_petastorm", "stream", "mix", "Vector", "to_arrow"} <= called
+    assert not [name for name in called if not any(hasattr(home, name) for home in homes)]
+
+
+def test_the_arguments_of_the_migration_exist() -> None:
+    known = {*inspect.signature(Dataset.stream).parameters, *inspect.signature(sparktrain.prepare).parameters}
+    given = set(re.findall(r"`(?:prepare\()?([a-z_]+)=\)?`", " ".join(cells())))
+    assert {"world", "num_lanes", "columns", "weight"} <= given
+    assert given <= known
+
+
+def test_the_readme_links_to_every_document() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"](docs/{file.name})" in readme for file in (ROOT / "docs").glob("*.md"))
