@@ -16,6 +16,8 @@ from sparktrain.dataset.plan import IntArray
 
 Array = NDArray[np.generic]
 
+_HAS_DLPACK = hasattr(pa.Array, "__dlpack__")  # not before pyarrow 15
+
 
 class Stack(NamedTuple):
     """One array that rows are read into: few copies, and large ones.
@@ -114,20 +116,32 @@ class Delivery:
 
     def fill(self, targets: Sequence[Array], table: pa.Table, order: IntArray | None) -> None:
         """Read the rows `order` of a table (None: all, as stored) into one array for each stack."""
-        values = {
-            column: column.values(table.column(column.name))
-            for column in self.stored
-            if column.name not in self.texts
-        }
         for stack, target in zip(self.stacks, targets, strict=True):
             if stack.packed:
-                _interleave(target[0], stack.packed, values, order)
+                self._interleave(target[0], stack.packed, table, order)
                 continue
             for column, into in zip(stack.columns, target, strict=True):
-                if order is None:
-                    into[:] = values[column]
-                else:  # mode "raise", the default, would copy once more
-                    np.take(values[column], order, axis=0, out=into, mode="clip")
+                _take(column, table.column(column.name), order, into)
+
+    def _interleave(
+        self, target: Array, names: Sequence[str], table: pa.Table, order: IntArray | None
+    ) -> None:
+        """Put scalar columns side by side: shape [rows, len(names)]."""
+        by_name = {column.name: column for column in self.stored if not column.members}
+        if all(name in by_name for name in names):
+            by_column = np.empty((len(names), len(target)), target.dtype)
+            for name, into in zip(names, by_column, strict=True):
+                _take(by_name[name], table.column(name), order, into)
+            # torch transposes in tiles, which is twice as fast as numpy
+            torch.from_numpy(target).copy_(torch.from_numpy(by_column).t())
+            return
+        for column in self.stored:
+            members = column.members or (column.name,)
+            if wanted := [i for i, name in enumerate(names) if name in members]:
+                rows = np.empty((len(target), *column.shape), target.dtype)
+                _take(column, table.column(column.name), order, rows)
+                sources = [members.index(names[i]) for i in wanted]
+                target[:, wanted] = rows[:, sources] if column.members else rows[:, None]
 
     def texts_of(self, table: pa.Table, order: IntArray | None) -> list[pa.Array]:
         """Return the rows `order` of each column of text."""
@@ -152,24 +166,13 @@ def _inside_block(by_name: Mapping[str, StoredColumn], packed: Sequence[str]) ->
     return inside if block.members[inside] == tuple(packed) else None
 
 
-def _interleave(
-    target: Array, names: Sequence[str], values: Mapping[StoredColumn, Array], order: IntArray | None
-) -> None:
-    """Put scalar columns side by side: shape [rows, len(names)]."""
-    scalars = {column.name: array for column, array in values.items() if not column.members}
-    if all(name in scalars for name in names):
-        by_column = np.empty((len(names), len(target)), target.dtype)
-        for name, into in zip(names, by_column, strict=True):
-            if order is None:
-                into[:] = scalars[name]
-            else:
-                np.take(scalars[name], order, out=into, mode="clip")
-        # torch transposes in tiles, which is twice as fast as numpy
-        torch.from_numpy(target).copy_(torch.from_numpy(by_column).t())
-        return
-    for column, array in values.items():
-        members = column.members or (column.name,)
-        if wanted := [i for i, name in enumerate(names) if name in members]:
-            rows = array if order is None else np.take(array, order, axis=0, mode="clip")
-            sources = [members.index(names[i]) for i in wanted]
-            target[:, wanted] = rows[:, sources] if column.members else rows[:, None]
+def _take(column: StoredColumn, values: pa.ChunkedArray, order: IntArray | None, into: Array) -> None:
+    """Copy the rows `order` of a column (None: all, as stored) to an array."""
+    if order is None:
+        into[:] = column.values(values)
+    elif column.shape or not _HAS_DLPACK or values.num_chunks != 1:
+        # mode "raise", the default, would copy once more
+        column.values(values).take(order, axis=0, out=into, mode="clip")
+    else:  # twice as fast as numpy for single numbers, where numpy is the faster one for rows of them
+        source = torch.utils.dlpack.from_dlpack(values.chunk(0))
+        torch.index_select(source, 0, torch.from_numpy(order), out=torch.from_numpy(into))
