@@ -18,7 +18,7 @@ from tests.benchmarks.tables import Reading, timed
 
 NUM_THREADS = 2
 BATCH = 8192
-NUM_LANES = 32
+NUM_LANES = 16
 # further arguments of every stream of ours
 STREAM_OPTIONS: dict[str, Any] = {}
 
