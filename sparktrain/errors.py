@@ -235,6 +235,47 @@ class DatasetInvalid(DataError):
         super().__init__(f"The dataset at {path} can't be used:{listed}Way out: {way_out}.")
 
 
+class StoreFailed(SparktrainError):
+    """An object store refused to give something, or did not answer in time."""
+
+    def __init__(self, what: str, reason: str, tries: int | None, seconds: float) -> None:
+        self.tries = tries
+        tried = f"tried {tries} times in {seconds:.0f} s" if tries else f"given up after {seconds:.0f} s"
+        way_out = "look whether the store is reachable and not overloaded, then start again"
+        if tries == 1:
+            tried = "tried once: this does not pass"
+            way_out = (
+                "give the store what it asks for: credentials come from its standard environment variables "
+                "(S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), and must allow reading this bucket"
+            )
+        super().__init__(f"The object store did not give {what}: {reason} ({tried}). Way out: {way_out}.")
+
+
+class StoreUriInvalid(SparktrainError, ValueError):
+    """The URI of an object store that can't be understood."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, uri: str, problem: str) -> None:
+        super().__init__(
+            f"{uri} can't be used: {problem}. Give a URI that pyarrow.fs understands, such as "
+            "s3://bucket/folder?region=eu-west-1 or "
+            "s3://bucket/folder?endpoint_override=host:9000&scheme=http."
+        )
+
+
+class NotLocal(SparktrainError, ValueError):
+    """Something that works on plain directories was given one of an object store."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(
+            f"{what} needs a directory of a file system, and {path} lies in an object store. Copy it, for "
+            "example by pyarrow.fs.copy_files(uri, directory), and open_dataset(directory)."
+        )
+
+
 class DatasetChanged(DataError):
     """A part that became another file while a process was reading the dataset."""
 

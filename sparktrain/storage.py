@@ -1,19 +1,34 @@
-"""Files that other processes look at while we write them: nothing is visible before it is whole.
+"""Files that others see: local ones, never seen before they are whole, and those of object stores, to read.
 
-Only paths of a file system that all hosts see are supported so far; the configuration refuses the URI of an
-object store.
+A local path is a `pathlib.Path`, as everywhere. What lies in an object store is a `RemotePath`, which has
+those methods of a `Path` that reading a dataset takes. Writing needs a file system that all hosts see.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import unquote, urlsplit
 
-from sparktrain.errors import StorageUnwritable
+from sparktrain.errors import NotLocal, StorageUnwritable, StoreFailed
+from sparktrain.file_cache import FileCache
+from sparktrain.object_store import check_uri, connect, count_tries, is_from_store, shown, without_secrets
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow import fs
+
+_URI = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def to_json(value: object) -> str:
@@ -72,3 +87,114 @@ def writable_directory(path: Path, mode: int = 0o777) -> Path:
     except OSError as error:
         raise StorageUnwritable(str(path), error.strerror or str(error)) from error
     return path.resolve()
+
+
+def path_of(address: str | Path | RemotePath, cache: FileCache | None = None) -> AnyPath:
+    """Return what `address` names: a Path for a local path or a file:// URI, a RemotePath for any other URI.
+
+    Args:
+        cache: keeps files of an object store on a local disk; a local path needs none, and ignores it.
+    """
+    if isinstance(address, RemotePath):
+        return RemotePath(address.uri, address.inside, cache or address.cache)
+    if isinstance(address, Path) or not _URI.match(address):
+        return Path(address)
+    check_uri(address)
+    if address.lower().startswith("file:"):
+        return Path(unquote(urlsplit(address).path))
+    return RemotePath(address, cache=cache)
+
+
+def local(path: AnyPath, what: str) -> Path:
+    """Return `path` if it is local.
+
+    Raises:
+        NotLocal: it lies in an object store, and `what` needs a plain directory.
+    """
+    if isinstance(path, RemotePath):
+        raise NotLocal(str(path), what)
+    return path
+
+
+@dataclass(frozen=True)
+class RemotePath:
+    """A file or folder of an object store, named and not opened; picklable, and for reading only.
+
+    The connection is made in the process that first reads, so that a fork or a pickle carries none.
+
+    Attributes:
+        uri: as `pyarrow.fs.FileSystem.from_uri` takes it; may hold credentials, which no text of ours shows.
+            That of an S3 store may have any option of `pyarrow.fs.S3FileSystem` in its query.
+        inside: path below it.
+        cache: where whole files may be kept.
+    """
+
+    uri: str = field(repr=False)
+    inside: str = ""
+    cache: FileCache | None = field(default=None, compare=False)
+
+    def __truediv__(self, name: str) -> RemotePath:
+        return RemotePath(self.uri, str(PurePosixPath(self.inside) / name), self.cache)
+
+    def __str__(self) -> str:
+        return shown(self.uri, self.inside)
+
+    def resolve(self) -> RemotePath:
+        """It is the same from everywhere."""
+        return self
+
+    def is_file(self) -> bool:
+        return self._type() == "File"
+
+    def is_dir(self) -> bool:
+        return self._type() == "Directory"
+
+    def read_bytes(self) -> bytes:
+        with self.open_input_file() as file, self.failures():
+            content: bytes = file.read()
+            return content
+
+    def open_input_file(self) -> pa.NativeFile:
+        """Open the file; asks the store for its size.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StoreFailed: the store refused, or did not answer.
+        """
+        with self.failures():
+            filesystem, path = self._place()
+            return filesystem.open_input_file(path)
+
+    @contextmanager
+    def failures(self, what: str = "") -> Iterator[None]:
+        """Let what the store says about this file come as StoreFailed, which `what` is prefixed to.
+
+        What is wrong with the content passes as it came, as does FileNotFoundError, without the store's text.
+        """
+        import pyarrow as pa  # configuration and terminal do without
+
+        started = time.monotonic()
+        try:
+            yield
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, "no such object", str(self)) from None
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).partition("\n")[0].strip().rstrip(":")
+            if not is_from_store(reason):
+                raise
+            seconds = time.monotonic() - started
+            place = f"{what} of {self}" if what else str(self)
+            said = without_secrets(reason, self.uri)
+            raise StoreFailed(place, said, count_tries(reason), seconds) from None
+
+    def _type(self) -> str:
+        with self.failures():
+            filesystem, path = self._place()
+            return str(filesystem.get_file_info(path).type.name)
+
+    def _place(self) -> tuple[fs.FileSystem, str]:
+        filesystem, base = connect(self.uri)
+        return filesystem, f"{base}/{self.inside}".rstrip("/")
+
+
+AnyPath: TypeAlias = Path | RemotePath

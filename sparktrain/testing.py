@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sparktrain.dataset import ColumnSpec, Dataset, Manifest, Part, Split
+from sparktrain.dataset.digest import digest_of
 from sparktrain.dataset.examples import write_examples
 from sparktrain.dataset.layout import Dtype, Layout, pack
 from sparktrain.dataset.read import WRITE_CHECKSUMS
@@ -98,7 +99,7 @@ def write_tiny_dataset(
         sizes = _row_groups(wanted, num_parts, rows_per_row_group) if isinstance(wanted, int) else wanted
         total = sum(map(sum, sizes))
         values = _tiny_rows(columns, kinds, first_row, total, np.random.default_rng([seed, first_row]))
-        splits[name] = Split(rows=total, parts=_write_parts(path, name, pack(values, columns, layout), sizes))
+        splits[name] = Split(rows=total, parts=_write_parts(path, name, values, columns, layout, sizes))
         first_row += total
     features_json = features.to_json().encode()
     commit_bytes(path / "features.json", features_json)
@@ -197,8 +198,16 @@ def _tiny_rows(
     return values
 
 
-def _write_parts(path: Path, split: str, table: pa.Table, sizes: Sequence[Sequence[int]]) -> tuple[Part, ...]:
+def _write_parts(
+    path: Path,
+    split: str,
+    values: Mapping[str, np.ndarray],
+    columns: Sequence[ColumnSpec],
+    layout: Layout,
+    sizes: Sequence[Sequence[int]],
+) -> tuple[Part, ...]:
     (path / split).mkdir()
+    table = pack(values, columns, layout)
     # A dictionary of rows that are all different only costs.
     dictionary = [f.name for f in table.schema if not pa.types.is_fixed_size_binary(f.type)]
     parts = []
@@ -216,7 +225,7 @@ def _write_parts(path: Path, split: str, table: pa.Table, sizes: Sequence[Sequen
             "rows": sum(row_groups),
             "row_groups": tuple(row_groups),
             "size_bytes": file.stat().st_size,
-            "digest": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "digest": digest_of(pq.ParquetFile(file), columns, layout),
         }
         parts.append(Part.model_validate(part))
     return tuple(parts)

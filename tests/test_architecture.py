@@ -14,13 +14,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sparktrain"
 
 # Each room may import itself and the rooms named here.
-FOUNDATION = {"errors", "world", "storage", "splitting", "config"}
+FOUNDATION = {"errors", "world", "file_cache", "storage", "splitting", "config"}
 ALLOWED = {
     "errors": set(),
     "world": set(),
     "splitting": set(),
     "config": {"errors", "splitting"},
-    "storage": {"errors"},
+    "file_cache": set(),
+    "object_store": {"errors"},
+    "storage": {"errors", "file_cache", "object_store"},
     "features": {"errors", "storage"},
     "dataset": FOUNDATION | {"features"},
     "training": FOUNDATION | {"features", "dataset"},
@@ -39,6 +41,8 @@ TORCH_FREE_ROOMS = {
     "world",
     "splitting",
     "config",
+    "file_cache",
+    "object_store",
     "storage",
     "features",
     "preparation",

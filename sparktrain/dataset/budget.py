@@ -11,6 +11,8 @@ _GOOD_CHUNK_BYTES = 16 << 20  # larger ones save no more of Python's share
 _CHUNKS_AHEAD = 4
 _CHUNKS_IN_USE = 2  # the one whose batches are being taken, and the one before: somebody holds its last batch
 _DEFAULT_BYTES = 1 << 30
+_SLACK_BYTES = 16 << 20  # what allocators of several threads keep back, as measured
+_CHUNK_FOOTER_BYTES = 640  # of a column of a row group, once its footer was read, as measured
 
 WEIGHT_BYTES = 4  # of a row, that a batch has beside its columns
 
@@ -36,6 +38,7 @@ class Budget(NamedTuple):
         step_bytes: int,
         num_lanes: int,
         num_threads: int,
+        num_footer_chunks: int,
         memory_bytes: int | None,
     ) -> Budget:
         """Choose how far ahead to read.
@@ -45,6 +48,7 @@ class Budget(NamedTuple):
             step_bytes: of this rank's batch.
             num_lanes: that the rank takes rows from.
             num_threads: that read.
+            num_footer_chunks: columns times row groups of the parts that are open at once.
             memory_bytes: what may be used; None: 1 GiB, or more where the least possible is more.
 
         Raises:
@@ -52,17 +56,16 @@ class Budget(NamedTuple):
         """
         # A thread has a row group as it was decoded and as it will be held, and what it was stored as.
         fixed = row_group_bytes * (num_lanes + 3 * num_threads)
+        fixed += num_footer_chunks * _CHUNK_FOOTER_BYTES + _SLACK_BYTES
         least = fixed + step_bytes * (1 + _CHUNKS_IN_USE)
         if memory_bytes is not None and memory_bytes < least:
-            raise ConfigError(
-                [
-                    f"memory_bytes is {memory_bytes:,}; {num_lanes} lanes with row groups of "
-                    f"{row_group_bytes:,} bytes, {num_threads} threads and batches of {step_bytes:,} bytes "
-                    f"need {least:,} at least: allow that much, or take fewer lanes, smaller row groups or "
-                    "smaller batches"
-                ],
-                "the stream's arguments",
+            needs = (
+                f"{num_lanes} lanes and {num_threads} threads with row groups of {row_group_bytes:,} bytes, "
+                f"batches of {step_bytes:,}, footers of {num_footer_chunks * _CHUNK_FOOTER_BYTES:,}"
             )
+            way_out = "allow that much, or take fewer lanes, smaller batches, or the layout `blocks`"
+            problem = f"memory_bytes is {memory_bytes:,}; {needs} need {least:,} at least: {way_out}"
+            raise ConfigError([problem], "the stream's arguments")
         steps = ((memory_bytes or max(_DEFAULT_BYTES, least)) - fixed) // step_bytes
         most = min(_MAX_STEPS_PER_CHUNK, _GOOD_CHUNK_BYTES // step_bytes)
         per_chunk = max(min(steps // (_CHUNKS_AHEAD + _CHUNKS_IN_USE), most), 1)

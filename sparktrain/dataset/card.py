@@ -17,7 +17,7 @@ from sparktrain.dataset.drift import ColumnDrift
 from sparktrain.dataset.manifest import Manifest, Part, Record
 from sparktrain.dataset.statistics import QUANTILES, ColumnStatistics, Statistics, TargetStatistics
 from sparktrain.features import FittedFeatures
-from sparktrain.storage import commit_bytes, to_json
+from sparktrain.storage import AnyPath, commit_bytes, to_json
 
 CARD_FILE = "card.json"
 CARD_PAGE = "card.html"
@@ -105,7 +105,7 @@ class Card(Record):
     versions: dict[str, str]
 
     @classmethod
-    def load(cls, directory: Path) -> Card | None:
+    def load(cls, directory: AnyPath) -> Card | None:
         """Read a dataset's card; None where there is none that this version reads."""
         try:
             return cls.model_validate_json((directory / CARD_FILE).read_bytes())

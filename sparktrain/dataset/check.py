@@ -42,8 +42,9 @@ from sparktrain.dataset.footers import (
 )
 from sparktrain.dataset.manifest import FEATURES_FILE, MANIFEST_FILE
 from sparktrain.dataset.plan import Plan
-from sparktrain.dataset.read import SchemaDifference, open_part
+from sparktrain.dataset.read import SchemaDifference, count_footer_chunks, open_part
 from sparktrain.errors import ConfigError, DatasetInvalid
+from sparktrain.storage import AnyPath, local, path_of
 
 PLAIN_SPLIT = "all"  # what the rows of Parquet without manifest are called
 _TRAINED_SPLIT = "train"
@@ -103,12 +104,13 @@ class Report:
 
 
 def check_dataset(
-    path: Path | str, global_batch_size: int, num_lanes: int, ranks: Sequence[int] = (1, 2, 4, 8)
+    path: AnyPath | str, global_batch_size: int, num_lanes: int, ranks: Sequence[int] = (1, 2, 4, 8)
 ) -> Report:
     """Look at a dataset, or at any Parquet, by its manifest and footers.
 
     Args:
-        path: a dataset's directory, the directory above it, a directory of Parquet files, or one such file.
+        path: a dataset's directory, the directory above it, a directory of Parquet files, or one such file; a
+            dataset may lie in an object store.
         global_batch_size: rows of a step over all ranks.
         num_lanes: places of the epoch's order that each global batch mixes; means nothing without a manifest.
         ranks: sizes of gangs to tell about; likewise.
@@ -117,9 +119,12 @@ def check_dataset(
         DatasetInvalid: when nothing is there to look at; what is damaged comes as findings.
         ConfigError: for numbers that don't fit together.
     """
-    directory = Path(path)
+    directory = path_of(path)
     if not any((directory / name).is_file() for name in (MANIFEST_FILE, LATEST_FILE)):
-        return _check_plain(directory, Plan(0, global_batch_size, 1).global_batch_size)
+        return _check_plain(
+            local(directory, "check of Parquet files without a manifest"),
+            Plan(0, global_batch_size, 1).global_batch_size,
+        )
     Plan(0, global_batch_size, num_lanes)  # refuses lanes that don't divide it
     if wrong := [str(size) for size in ranks if not 1 <= size <= global_batch_size]:
         problem = (
@@ -139,7 +144,10 @@ def _check_prepared(dataset: Dataset, global_batch_size: int, num_lanes: int, ra
     plan = Plan(sum(row_groups), global_batch_size, num_lanes)
     settings = "prepare.rows_per_row_group={}", "prepare.num_parts={}"
     advice = Advice(*settings, global_batch_size, num_lanes, look.bytes_per_row)
-    gangs = [RankFigures.of(num_ranks, plan, row_groups, look.bytes_per_row) for num_ranks in ranks]
+    trained = manifest.splits[_TRAINED_SPLIT].parts if _TRAINED_SPLIT in manifest.splits else ()
+    footers = count_footer_chunks(trained, len(manifest.schema))
+    sizes = row_groups, look.bytes_per_row, footers
+    gangs = [RankFigures.of(num_ranks, plan, *sizes) for num_ranks in ranks]
 
     findings = [*look.errors, *_features_errors(dataset)]
     findings.append(judge_steps(_TRAINED_SPLIT, plan.num_rows, global_batch_size))
@@ -233,7 +241,7 @@ def _layout_findings(
 
 
 def _report(
-    path: Path,
+    path: AnyPath,
     fingerprint: str | None,
     advice: Advice,
     splits: Sequence[SplitFigures],

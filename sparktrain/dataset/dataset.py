@@ -30,6 +30,8 @@ from sparktrain.dataset.read import FileUnusable, RowGroupReader, SchemaDifferen
 from sparktrain.dataset.spark_frame import spark_frame
 from sparktrain.errors import ConfigError, DatasetInvalid, NameUnknown, TooFewRows
 from sparktrain.features import FittedFeatures
+from sparktrain.file_cache import FileCache
+from sparktrain.storage import AnyPath, local, path_of
 from sparktrain.world import World
 
 if TYPE_CHECKING:
@@ -44,18 +46,31 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LATEST_FILE = "latest.json"
+DEFAULT_CACHE_BYTES = 100 << 30
 
 
-def open_dataset(path: Path | str, reader: Reader = "sparktrain") -> Dataset:
+def open_dataset(
+    path: AnyPath | str,
+    *,
+    cache: Path | str | None = None,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
+    reader: Reader = "sparktrain",
+) -> Dataset:
     """Open a dataset's directory, or the directory above it, whose latest.json names the newest one.
 
     Args:
+        path: of the directory, or the URI of one in an object store, such as "s3://bucket/flights".
+        cache: a directory on a local disk, where parts that are read from an object store are kept; processes
+            and datasets can share it. A local dataset needs none, and ignores it.
+        cache_bytes: that the cache may grow to; what was not used for longest makes room. It needs room for
+            all that a run reads: else some parts are read from the store, and some fetched again and again.
         reader: what reads its streams; with "petastorm" these lack what `dataset.petastorm_reader` says.
 
     Raises:
         DatasetInvalid: when there is no committed dataset.
+        StoreFailed: an object store refused, or did not answer. StoreUriInvalid: the URI makes no sense.
     """
-    directory = Path(path)
+    directory = path_of(path, FileCache(Path(cache).absolute(), cache_bytes) if cache else None)
     if (directory / LATEST_FILE).is_file() and not (directory / MANIFEST_FILE).is_file():
         directory = directory / _latest(directory)
     if reader == "petastorm":
@@ -65,7 +80,7 @@ def open_dataset(path: Path | str, reader: Reader = "sparktrain") -> Dataset:
     return Dataset(directory, Manifest.load(directory))
 
 
-def _latest(directory: Path) -> str:
+def _latest(directory: AnyPath) -> str:
     try:
         name = json.loads((directory / LATEST_FILE).read_bytes())["path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -80,11 +95,11 @@ class Dataset:
     """A committed dataset.
 
     Attributes:
-        path: its directory.
+        path: its directory; a RemotePath when it lies in an object store.
         manifest: what it consists of.
     """
 
-    path: Path
+    path: AnyPath
     manifest: Manifest
 
     @property
@@ -234,10 +249,11 @@ class Dataset:
         Nothing is read before an action. The executors must see the dataset's directory.
 
         Raises:
+            NotLocal: it lies in an object store.
             NameUnknown: for a split or column that does not exist.
         """
         self._split(split)
-        return spark_frame(spark, self.path, self.manifest, split, self._names(columns))
+        return spark_frame(spark, local(self.path, "to_spark"), self.manifest, split, self._names(columns))
 
     def verify(self, on_bad_data: OnBadData = "fail") -> None:
         """Hold every file's size and footer against the manifest; reads no row.
@@ -284,7 +300,7 @@ class Dataset:
         try:
             content = (self.path / FEATURES_FILE).read_bytes()
         except OSError as error:
-            raise FileUnusable(f"{FEATURES_FILE} can't be read ({error.strerror})") from error
+            raise FileUnusable(f"{FEATURES_FILE} can't be read ({error.strerror or error})") from error
         if hashlib.sha256(content).hexdigest() != self.manifest.features_sha256:
             raise FileUnusable(f"{FEATURES_FILE} was changed after the manifest was written")
         try:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from sparktrain.dataset.manifest import EXAMPLES_FILE
 from sparktrain.errors import DatasetInvalid
-from sparktrain.storage import commit_bytes
+from sparktrain.storage import AnyPath, commit_bytes
 
 
 def write_examples(directory: Path, rows: pa.Table) -> None:
@@ -19,14 +19,14 @@ def write_examples(directory: Path, rows: pa.Table) -> None:
     commit_bytes(directory / EXAMPLES_FILE, content.getvalue().to_pybytes())
 
 
-def read_examples(directory: Path, names: Sequence[str]) -> pa.Table:
+def read_examples(directory: AnyPath, names: Sequence[str]) -> pa.Table:
     """Read the columns `names` of the examples.
 
     Raises:
         DatasetInvalid: when the file is missing, can't be read, or lacks columns.
     """
     try:
-        rows = pq.ParquetFile(directory / EXAMPLES_FILE).read()
+        rows = pq.ParquetFile(pa.BufferReader((directory / EXAMPLES_FILE).read_bytes())).read()
     except (OSError, pa.ArrowException) as error:
         raise DatasetInvalid(str(directory), f"{EXAMPLES_FILE} can't be read ({error})") from error
     if missing := [name for name in names if name not in rows.column_names]:

@@ -54,7 +54,14 @@ class RankFigures:
     memory_bytes: int
 
     @classmethod
-    def of(cls, num_ranks: int, plan: Plan, row_groups: Sequence[int], bytes_per_row: float) -> Self:
+    def of(
+        cls,
+        num_ranks: int,
+        plan: Plan,
+        row_groups: Sequence[int],
+        bytes_per_row: float,
+        num_footer_chunks: int,
+    ) -> Self:
         """Bytes are what a stream with the usual settings allows itself, from the largest of `row_groups`."""
         shares = [plan.shares(rank, num_ranks) for rank in range(num_ranks)]
         rows = [sum(share.width for share in of_rank) for of_rank in shares]
@@ -66,6 +73,7 @@ class RankFigures:
                 step_bytes=round(own_rows * (bytes_per_row + WEIGHT_BYTES)),
                 num_lanes=len(of_rank),
                 num_threads=_NUM_THREADS,
+                num_footer_chunks=num_footer_chunks,
                 memory_bytes=None,
             ).memory_bytes
             for own_rows, of_rank in zip(rows, shares, strict=True)

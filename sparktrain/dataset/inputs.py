@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparktrain.dataset.layout import StoredColumn, stored_columns
+from sparktrain.dataset.layout import stored_columns
 from sparktrain.dataset.load import Source
 from sparktrain.dataset.manifest import Manifest
-from sparktrain.dataset.read import RowGroupReader, Seen, Verify
+from sparktrain.dataset.read import RowGroupReader, Seen, Verify, count_footer_chunks
 from sparktrain.dataset.where import Where, check_where, select_rows
 from sparktrain.errors import ConfigError
+from sparktrain.storage import AnyPath
 
-OpenReader = Callable[[Sequence[StoredColumn]], RowGroupReader]
+OpenReader = Callable[..., RowGroupReader]
 
 
 class Input(NamedTuple):
@@ -27,16 +27,18 @@ class Input(NamedTuple):
     Attributes:
         name: of the dataset in a mixture; "" when it is alone.
         source: its rows, as plans count them.
-        open_reader: returns a reader of the columns that it is given; called in each thread.
+        open_reader: called with columns (and `num_threads`) in each thread, returns a reader of them.
+        num_footer_chunks: columns times row groups of the parts that are open at once, at most.
     """
 
     name: str
     source: Source
     open_reader: OpenReader
+    num_footer_chunks: int
 
 
 def make_input(
-    root: Path,
+    root: AnyPath,
     manifest: Manifest,
     split: str,
     seen: Seen,
@@ -58,17 +60,18 @@ def make_input(
         raise ConfigError([problem], "the stream's arguments")
     open_reader = partial(RowGroupReader, root, manifest, split, seen=seen, verify=verify)
     rows = np.array([n for part in manifest.splits[split].parts for n in part.row_groups], np.int64)
+    num_chunks = count_footer_chunks(manifest.splits[split].parts, len(manifest.schema))
     meaning: dict[str, Any] = {"fingerprint": manifest.fingerprint, "split": split}
     meaning |= {"seed": seed, "shuffle": shuffle}
     if not where:
-        return Input(name, Source(rows, seed, shuffle, {**meaning, "where": None}), open_reader)
+        return Input(name, Source(rows, seed, shuffle, {**meaning, "where": None}), open_reader, num_chunks)
     columns, layout = manifest.columns, manifest.layout
     names = check_where(where, columns, str(root))
     reader = open_reader(stored_columns(columns, layout, names))
     selected = select_rows(reader, len(rows), columns, layout, where)
     counts = np.array([len(positions) for positions in selected], np.int64)
     meaning["where"] = _digest(where)
-    return Input(name, Source(counts, seed, shuffle, meaning, selected), open_reader)
+    return Input(name, Source(counts, seed, shuffle, meaning, selected), open_reader, num_chunks)
 
 
 def _digest(where: Where) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sparktrain.dataset.layout import ColumnSpec, Layout, stored_schema
 from sparktrain.errors import DatasetInvalid
-from sparktrain.storage import to_json
+from sparktrain.storage import AnyPath, to_json
 
 FORMAT: Literal["sparktrain.dataset/2"] = "sparktrain.dataset/2"
 MANIFEST_FILE = "manifest.json"
@@ -131,7 +131,7 @@ class Manifest(Record):
         return to_json(self.model_dump(mode="json"))
 
     @classmethod
-    def load(cls, path: Path) -> Manifest:
+    def load(cls, path: AnyPath) -> Manifest:
         """Read the manifest of the dataset directory `path`.
 
         Raises:
@@ -157,7 +157,7 @@ class Manifest(Record):
             ) from error
 
 
-def _no_manifest(path: Path) -> str:
+def _no_manifest(path: AnyPath) -> str:
     if not path.is_dir():
         return "there is no such directory"
     return f"it was never committed (no {MANIFEST_FILE}), because its preparation was stopped or still runs"

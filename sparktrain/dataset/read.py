@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 
 from sparktrain.dataset.layout import StoredColumn
 from sparktrain.dataset.manifest import Manifest, Part
+from sparktrain.dataset.remote import RemotePart, open_cached
 from sparktrain.errors import DatasetChanged, DatasetInvalid, SchemaMismatch
+from sparktrain.storage import AnyPath, RemotePath
 
 Verify = Literal["first", "always"]
 
-_MAX_OPEN_PARTS = 64
+MAX_OPEN_PARTS = 64  # of all threads together; their footers take memory
 # Without checksums a flipped bit in a page is read as wrong data; pyarrow 14 has none.
 _HAS_CHECKSUMS = "page_checksum_verification" in inspect.signature(pq.ParquetFile.__init__).parameters
 WRITE_CHECKSUMS = {"write_page_checksum": True} if _HAS_CHECKSUMS else {}
@@ -55,28 +57,34 @@ def _describe(field: pa.Field) -> str:
     return f"nullable {field.type}" if field.nullable else str(field.type)
 
 
+PartFile: TypeAlias = pq.ParquetFile | RemotePart
+
+
 def open_part(
-    root: Path, part: Part, *, metadata: pq.FileMetaData | None = None, verify: bool = True
-) -> pq.ParquetFile:
+    root: AnyPath,
+    part: Part,
+    manifest: Manifest | None = None,
+    *,
+    metadata: pq.FileMetaData | None = None,
+    verify: bool = True,
+) -> PartFile:
     """Open a part and hold its size and footer against the manifest; reads no page.
 
     Args:
-        root: the dataset's directory.
-        part: to open.
+        root: the dataset's directory, or where it lies in an object store.
+        part: of its manifest.
+        manifest: given by who will read rows: then a part of an object store is fetched into the cache of
+            `root`, if it has one.
         metadata: of the part, when it was read before: then the footer is not read again.
-        verify: whether every page that is read is held against its checksum.
+        verify: whether every page that is read is held against its checksum. Those that come from an object
+            store always are.
 
     Raises:
         FileUnusable: with the part's name and what is wrong.
+        StoreFailed: an object store refused, or did not answer.
     """
-    path = root / part.path
-    options = {"page_checksum_verification": verify} if _HAS_CHECKSUMS else {}
     try:
-        size_bytes = path.stat().st_size
-        if size_bytes != part.size_bytes:
-            raise FileUnusable(f"{part.path} has {size_bytes:,} bytes, the manifest says {part.size_bytes:,}")
-        # Not mapped: reading is as fast, and a mapped file that somebody cuts short kills the process.
-        file = pq.ParquetFile(path, memory_map=False, pre_buffer=False, metadata=metadata, **options)
+        file = _open(root, part, manifest, metadata, verify)
     except FileNotFoundError:
         raise FileUnusable(f"{part.path} is missing") from None
     except (pa.ArrowException, OSError) as error:
@@ -89,6 +97,33 @@ def open_part(
     return file
 
 
+def count_footer_chunks(parts: Sequence[Part], num_columns: int) -> int:
+    """Columns times row groups of as many parts as are open at once, at most."""
+    sizes = sorted((len(part.row_groups) for part in parts), reverse=True)
+    return sum(sizes[:MAX_OPEN_PARTS]) * num_columns
+
+
+def _open(
+    root: AnyPath, part: Part, manifest: Manifest | None, metadata: pq.FileMetaData | None, verify: bool
+) -> PartFile:
+    options = {"page_checksum_verification": verify} if _HAS_CHECKSUMS else {}
+    if not isinstance(root, RemotePath):
+        path = root / part.path
+        _check_size(part, path.stat().st_size)
+        # Not mapped: reading is as fast, and a mapped file that somebody cuts short kills the process.
+        return pq.ParquetFile(path, memory_map=False, pre_buffer=False, metadata=metadata, **options)
+    if manifest is not None and (cached := open_cached(root, part, manifest, options, metadata)) is not None:
+        return cached
+    source = (root / part.path).open_input_file()
+    _check_size(part, source.size())
+    return RemotePart(root / part.path, source, dict.fromkeys(options, True), metadata)
+
+
+def _check_size(part: Part, size_bytes: int) -> None:
+    if size_bytes != part.size_bytes:
+        raise FileUnusable(f"{part.path} has {size_bytes:,} bytes, the manifest says {part.size_bytes:,}")
+
+
 class Seen:
     """What one process has found out about the parts of a dataset; threads share it.
 
@@ -97,15 +132,27 @@ class Seen:
     """
 
     def __init__(self) -> None:
-        self.footers: dict[str, pq.FileMetaData] = {}
+        self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
+        self._lock = threading.Lock()
         self.verified: set[tuple[str, int]] = set()
         self._signatures: dict[str, tuple[int, ...]] = {}
 
     def __reduce__(self) -> tuple[type[Seen], tuple[()]]:
         return Seen, ()  # another process has seen nothing yet
 
-    def is_unchanged(self, root: Path, part: Part) -> bool:
+    def footer(self, part: str) -> pq.FileMetaData | None:
+        return self._footers.get(part)
+
+    def keep_footer(self, part: str, footer: pq.FileMetaData) -> None:
+        with self._lock:
+            self._footers[part] = footer
+            if len(self._footers) > MAX_OPEN_PARTS:
+                self._footers.popitem(last=False)
+
+    def is_unchanged(self, root: AnyPath, part: Part) -> bool:
         """Whether a part is still the file that it was when this was asked first."""
+        if isinstance(root, RemotePath):
+            return True  # to ask would be one request more for each row group; objects are put, not changed
         try:
             status = (root / part.path).stat()
         except OSError:
@@ -118,31 +165,35 @@ class RowGroupReader:
     """Reads row groups of one split by their number in the manifest's order. Each thread needs its own.
 
     Args:
-        root: the dataset's directory.
+        root: the dataset's directory, or where it lies in an object store.
         manifest: of the dataset.
         split: whose row groups.
         columns: what to read, of `stored_columns`.
         seen: shared by all readers of the dataset in this process; None: this one is alone.
         verify: "first" holds a page against its checksum when this process reads it for the first time.
+        num_threads: that read the split, each with a reader of its own.
     """
 
     def __init__(
         self,
-        root: Path,
+        root: AnyPath,
         manifest: Manifest,
         split: str,
         columns: Sequence[StoredColumn],
         seen: Seen | None = None,
         verify: Verify = "first",
+        num_threads: int = 1,
     ) -> None:
         self._root = root
-        self._schema = manifest.schema
+        self._manifest = manifest
         self._parts = manifest.splits[split].parts
         self._names = [column.name for column in columns]
         self._first_row_groups = np.cumsum([0, *(len(part.row_groups) for part in self._parts)])
         self._seen = seen or Seen()
-        self._verify = verify
-        self._open: OrderedDict[tuple[int, bool], pq.ParquetFile] = OrderedDict()
+        # What comes from an object store comes anew each time.
+        self._always = verify == "always" or (isinstance(root, RemotePath) and root.cache is None)
+        self._max_open = max(MAX_OPEN_PARTS // num_threads, 2)
+        self._open: OrderedDict[tuple[int, bool], PartFile] = OrderedDict()
 
     def row_groups(self, part: int) -> range:
         """Numbers of the row groups of a part of the split."""
@@ -186,7 +237,7 @@ class RowGroupReader:
         """
         part, inside = self.locate(row_group)
         where = f"{part.path}, row group {inside}"
-        verify = self._verify == "always" or (part.path, inside) not in self._seen.verified
+        verify = self._always or (part.path, inside) not in self._seen.verified
         try:
             file = self._file(self._part_of(row_group), verify)
             table = file.read_row_group(inside, columns=self._names, use_threads=False)
@@ -208,22 +259,22 @@ class RowGroupReader:
     def _part_of(self, row_group: int) -> int:
         return int(np.searchsorted(self._first_row_groups, row_group, side="right")) - 1
 
-    def _file(self, number: int, verify: bool) -> pq.ParquetFile:
+    def _file(self, number: int, verify: bool) -> PartFile:
         key = (number, verify)
         if key in self._open:
             self._open.move_to_end(key)
             return self._open[key]
-        if len(self._open) >= _MAX_OPEN_PARTS:
+        if len(self._open) >= self._max_open:
             self._open.popitem(last=False)[1].close()
         part = self._parts[number]
-        footer = self._seen.footers.get(part.path)
+        footer = self._seen.footer(part.path)
         self._seen.is_unchanged(self._root, part)  # from here on
-        file = open_part(self._root, part, metadata=footer, verify=verify)
+        file = open_part(self._root, part, self._manifest, metadata=footer, verify=verify)
         if footer is None:
-            difference = SchemaDifference.between(file.schema_arrow, self._schema)
+            difference = SchemaDifference.between(file.schema_arrow, self._manifest.schema)
             if any(difference):
                 raise difference.error(str(self._root / part.path))
-            self._seen.footers[part.path] = file.metadata
+            self._seen.keep_footer(part.path, file.metadata)
         self._open[key] = file
         return file
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, FiniteFloat, ValidationError
@@ -10,6 +9,7 @@ from pydantic import Field, FiniteFloat, ValidationError
 from sparktrain.dataset.manifest import Count, Record
 from sparktrain.errors import DatasetInvalid
 from sparktrain.features.sketch import COARSE_BITS
+from sparktrain.storage import AnyPath
 
 STATISTICS_FILE = "statistics.json"
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -81,7 +81,7 @@ class Statistics(Record):
     targets: tuple[TargetStatistics, ...]
 
     @classmethod
-    def load(cls, directory: Path) -> Statistics:
+    def load(cls, directory: AnyPath) -> Statistics:
         """Read the statistics of a dataset's directory.
 
         Raises:

@@ -82,6 +82,7 @@ class Stream(IterableDataset[Batch]):
             step_bytes=self.rows_per_step * (row_bytes + WEIGHT_BYTES),
             num_lanes=len(self._shares),
             num_threads=num_threads,
+            num_footer_chunks=sum(given.num_footer_chunks for given in inputs),
             memory_bytes=memory_bytes,
         )
         self.memory_bytes = self._budget.memory_bytes
@@ -215,17 +216,7 @@ class Stream(IterableDataset[Batch]):
 
         def make_worker() -> Callable[[Chunk, int, int], None]:
             """Runs in a reader thread, which therefore opens files of its own."""
-            bad = self._on_bad_data, self.masked
-            loaders = [
-                Loader(
-                    given.source,
-                    given.open_reader(self._delivery.stored),
-                    self._delivery,
-                    self._buffers,
-                    *bad,
-                )
-                for given in self._inputs
-            ]
+            loaders = [self._loader(given) for given in self._inputs]
             return partial(assembler.fill, loaders=loaders)
 
         return ReadAhead(
@@ -236,6 +227,11 @@ class Stream(IterableDataset[Batch]):
             depth=self._budget.chunks_ahead,
             num_threads=min(self._num_threads, len(self._shares)),
         )
+
+    def _loader(self, given: Input) -> Loader:
+        reader = given.open_reader(self._delivery.stored, num_threads=self._num_threads)
+        bad = self._on_bad_data, self.masked
+        return Loader(given.source, reader, self._delivery, self._buffers, *bad)
 
     def _check_is_current(self, iteration: int) -> None:
         if iteration != self._iteration:

@@ -16,6 +16,7 @@ from sparktrain.config import Reader, TrainConfig
 from sparktrain.dataset import open_dataset
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.events import EventWriter
+from sparktrain.storage import AnyPath
 from sparktrain.training.checkpoint import verify_checkpoint
 from sparktrain.training.evaluate import Evaluation
 from sparktrain.training.loop import Loop
@@ -29,13 +30,13 @@ class RunSpec:
 
     Attributes:
         run_dir: absolute, seen by driver and ranks.
-        dataset: directory of the dataset, likewise.
+        dataset: directory of the dataset, likewise, or where it lies in an object store.
         resume_from: a checkpoint's directory, the same for every rank; None: from the start.
         reader: what reads the dataset's streams.
     """
 
     run_dir: Path
-    dataset: Path
+    dataset: AnyPath
     task: TrainTask
     config: TrainConfig
     resume_from: Path | None
@@ -51,7 +52,7 @@ def train_rank(spec: RunSpec) -> dict[str, Any]:
     world = World.from_environment()
     run = RunDirectory(spec.run_dir)
     saved = verify_checkpoint(spec.resume_from) if spec.resume_from else None
-    dataset = open_dataset(spec.dataset, spec.reader)
+    dataset = open_dataset(spec.dataset, reader=spec.reader)
     with EventWriter(run.events, world.rank, world.attempt) as emit:
         loop = Loop(spec.task, dataset, spec.config, world, run.checkpoints, emit)
         outcome = loop.run(saved)

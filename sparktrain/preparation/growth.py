@@ -29,6 +29,7 @@ from sparktrain.preparation.spooling import QUARANTINE
 from sparktrain.preparation.staging import publish, staging_directory
 from sparktrain.preparation.survey import Survey
 from sparktrain.preparation.write import Written, write_parts
+from sparktrain.storage import local
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,9 @@ def append(dataset: Dataset, df: DataFrame, *, rules: Sequence[Rule] = ()) -> Da
     Raises:
         DatasetInvalid: it is not the newest version of its name, or of packed texts.
         DataError: as `prepare` does; the dataset is as it was then.
+        NotLocal: it lies in an object store.
     """
+    home = _home(dataset)
     _check_can_grow(dataset)
     key = [name for name, _ in dataset.manifest.key]
     config = PrepareConfig.model_validate(dataset.manifest.prepare)
@@ -66,7 +69,7 @@ def append(dataset: Dataset, df: DataFrame, *, rules: Sequence[Rule] = ()) -> Da
         marked = _without_known(marked, dataset)
     wanted = wanted_again(fitted, types)
     names = [*rule_names(df, rules, demands), ALREADY_THERE]
-    with staging_directory(dataset.path.parent) as staging:
+    with staging_directory(home) as staging:
         logger.info("reading, shuffling and counting the new rows")
         found = sift(df, marked, names, wanted, fitted.features, staging, config, tolerated=[ALREADY_THERE])
         check_sizes(fitted, found)
@@ -84,6 +87,10 @@ def append(dataset: Dataset, df: DataFrame, *, rules: Sequence[Rule] = ()) -> Da
         return open_dataset(publish(staging))
 
 
+def _home(dataset: Dataset) -> Path:
+    return local(dataset.path, "append").parent
+
+
 def _check_can_grow(dataset: Dataset) -> None:
     dataset.verify()
     _check_is_newest(dataset)
@@ -94,10 +101,11 @@ def _check_can_grow(dataset: Dataset) -> None:
 
 def _check_is_newest(dataset: Dataset) -> None:
     """Two versions of one origin would each lack the other's rows."""
-    newest = open_dataset(dataset.path.parent)
+    home = _home(dataset)
+    newest = open_dataset(home)
     if newest.fingerprint != dataset.fingerprint:
         problem = f"it is not the newest version any more, which is {newest.fingerprint}"
-        way_out = f"append to open_dataset({str(dataset.path.parent)!r})"
+        way_out = f"append to open_dataset({str(home)!r})"
         raise DatasetInvalid(str(dataset.path), problem, way_out)
 
 
@@ -122,21 +130,23 @@ def _without_known(marked: DataFrame, dataset: Dataset) -> DataFrame:
 
 
 def _parts(dataset: Dataset) -> list[Path]:
-    return [dataset.path / part.path for s in dataset.manifest.splits.values() for part in s.parts]
+    directory = local(dataset.path, "append")
+    return [directory / part.path for s in dataset.manifest.splits.values() for part in s.parts]
 
 
 def _share(dataset: Dataset, staging: Path) -> None:
     """Put the old parts and the old quarantine beside the new ones."""
-    quarantine = sorted((dataset.path / QUARANTINE).glob("*.parquet"))
+    directory = local(dataset.path, "append")
+    quarantine = sorted((directory / QUARANTINE).glob("*.parquet"))
     for source in [*_parts(dataset), *quarantine]:
-        target = staging / source.relative_to(dataset.path)
+        target = staging / source.relative_to(directory)
         target.parent.mkdir(exist_ok=True)
         try:
             os.link(source, target)
         except OSError:  # another file system, or one without links
             shutil.copyfile(source, target)
     for name in (FEATURES_FILE, EXAMPLES_FILE):
-        shutil.copyfile(dataset.path / name, staging / name)
+        shutil.copyfile(directory / name, staging / name)
 
 
 def _manifest(

@@ -7,7 +7,6 @@ task's leftovers are never seen. Features are applied by `FittedFeatures.transfo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
 from sparktrain.config import PrepareConfig
+from sparktrain.dataset.digest import PartDigest
 from sparktrain.dataset.layout import ColumnSpec, Layout, Role, pack, stored_schema
 from sparktrain.dataset.manifest import Part
 from sparktrain.dataset.read import WRITE_CHECKSUMS
@@ -246,7 +246,7 @@ class _PartWriter:
         packed = features.packed
         self._packer = Packer(packed, self._row_group_rows) if packed else None
         self._row_groups: list[int] = []
-        self._digest = hashlib.blake2b(digest_size=16)
+        self._digest = PartDigest(self._specs)
         self._found = Written()
         self._vocabularies = [
             f.name for f in features.features if isinstance(f, FittedCategorical) and f.num_buckets is None
@@ -280,9 +280,7 @@ class _PartWriter:
         num_rows = len(columns[ROW_ID_COLUMN])
         for start in range(0, num_rows, self._row_group_rows):
             stop = min(start + self._row_group_rows, num_rows)
-            # Values, not file bytes: the fingerprint shall not depend on the codec or on pyarrow's version.
-            for spec in self._specs:
-                self._digest.update(_bytes_of(columns[spec.name][start:stop]))
+            self._digest.add_row_group({spec.name: columns[spec.name][start:stop] for spec in self._specs})
             self._row_groups.append(stop - start)
         table = pack(columns, self._specs, self._layout)
         self._writer.write_table(table, row_group_size=self._row_group_rows)
@@ -345,9 +343,3 @@ def _encodings(
         floats = [s.name for s in specs if s.dtype in ("float32", "float64") and not s.shape]
         options["use_byte_stream_split"] = floats
     return options
-
-
-def _bytes_of(values: NDArray[Any]) -> bytes | memoryview:
-    if values.dtype.kind in "OU":
-        return json.dumps(values.tolist()).encode()
-    return np.ascontiguousarray(values).data.cast("B") if len(values) else b""

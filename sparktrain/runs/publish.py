@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +28,7 @@ from sparktrain.runs.plots import (
 from sparktrain.runs.reference import logistic_regression_reference
 from sparktrain.runs.registry import log_model
 from sparktrain.runs.tracking import Tracker
+from sparktrain.storage import RemotePath
 from sparktrain.training.checkpoint import MODEL_FILE
 from sparktrain.training.task import TrainTask
 
@@ -89,8 +93,18 @@ def publish(
 def log_card(tracker: Tracker, dataset: Dataset) -> None:
     """Store the dataset's card with the run, under `dataset/`; a dataset without one leaves nothing."""
     for name in (CARD_PAGE, CARD_FILE):
-        if (dataset.path / name).is_file():
-            tracker.log_file(dataset.path / name, "dataset")
+        path = dataset.path / name
+        if isinstance(path, RemotePath):
+            _log_remote(tracker, path, name)
+        elif path.is_file():
+            tracker.log_file(path, "dataset")
+
+
+def _log_remote(tracker: Tracker, path: RemotePath, name: str) -> None:
+    with tempfile.TemporaryDirectory() as directory, suppress(FileNotFoundError):
+        copy = Path(directory) / name
+        copy.write_bytes(path.read_bytes())
+        tracker.log_file(copy, "dataset")
 
 
 def _log_figures(run: RunDirectory, tracker: Tracker, is_binary: bool) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from sparktrain.dataset import Dataset, Stream
 from sparktrain.dataset.assemble import Assembler
@@ -175,7 +176,9 @@ def test_wrong_names_and_numbers_are_refused(dataset: Dataset) -> None:
         dataset.stream("train", 20)
     with pytest.raises(ConfigError, match="num_threads is 0"):
         dataset.stream("train", 8, num_threads=0)
-    with pytest.raises(ConfigError, match=r"memory_bytes is 1,000; 8 lanes .* need [\d,]+ at least: allow"):
+    with pytest.raises(
+        ConfigError, match=r"memory_bytes is 1,000; 8 lanes and 2 threads .* need [\d,]+ at least: allow"
+    ):
         dataset.stream("train", 8, memory_bytes=1000)
     with pytest.raises(ConfigError, match="verify is 'never'; allowed are 'first' and 'always'"):
         dataset.stream("train", 8, verify="never")  # type: ignore[arg-type]
@@ -598,6 +601,16 @@ def test_a_data_loader_takes_the_stream_as_it_is(dataset: Dataset) -> None:
     for _ in range(2):
         assert row_ids(loader) == row_ids(plain)
     assert stream.state_dict() == plain.state_dict()
+
+
+def test_a_stateful_data_loader_saves_and_restores_the_place(dataset: Dataset) -> None:
+    straight = row_ids(dataset.stream("train", 32))
+    first: StatefulDataLoader[Any] = StatefulDataLoader(dataset.stream("train", 32), batch_size=None)
+    taken = [batch["row_id"].tolist() for _, batch in zip(range(4), first, strict=False)]
+    state = first.state_dict()
+    second: StatefulDataLoader[Any] = StatefulDataLoader(dataset.stream("train", 32), batch_size=None)
+    second.load_state_dict(state)
+    assert taken + row_ids(second) == straight
 
 
 def test_worker_processes_are_refused_in_words(dataset: Dataset) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pyspark.sql import DataFrame, SparkSession
@@ -15,8 +16,9 @@ from pyspark.sql import functions as F
 
 from sparktrain.config import PrepareConfig, SplitConfig
 from sparktrain.dataset import Dataset
+from sparktrain.dataset.digest import digest_of
 from sparktrain.errors import EXIT_DATA, FeaturesInvalid, NoRowsLeft
-from sparktrain.features import Categorical, Feature, Numeric, Passthrough, Target, Vector
+from sparktrain.features import Categorical, Feature, Numeric, Passthrough, Target, Tokens, Vector
 from sparktrain.preparation import Rule, prepare
 from sparktrain.preparation.spooling import QUARANTINE
 from tests.preparation.conftest import CONFIG, FEATURES, KEY, RULES, TARGET, Preparing
@@ -54,6 +56,33 @@ def layouts(shaped_rows: DataFrame, tmp_path_factory: pytest.TempPathFactory) ->
         )
         for layout in ("columns", "blocks")
     }
+
+
+def digests(dataset: Dataset) -> list[tuple[str, str]]:
+    """Of each part: as the writer took it, and as its values say."""
+    manifest = dataset.manifest
+    parts = [part for name in SPLITS for part in manifest.splits[name].parts]
+    files = [pq.ParquetFile(dataset.path / part.path) for part in parts]
+    found = [digest_of(file, manifest.columns, manifest.layout) for file in files]
+    return [(part.digest, digest) for part, digest in zip(parts, found, strict=True)]
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_a_digest_is_of_the_values_whatever_the_layout_and_the_codec(
+    shaped_rows: DataFrame, layouts: dict[str, Dataset], tmp_path: Path, compression: str
+) -> None:
+    given = layouts["columns"]
+    assert len({digest for digest, _ in digests(given)}) > 3
+    assert all(one == other for one, other in digests(given)) and digests(layouts["blocks"]) == digests(given)
+    config = CONFIG.model_copy(update={"compression": compression})
+    features = [
+        *SHAPED,
+        Passthrough("colour_text", column="colour"),
+        Tokens("letters", column="colour", tokenizer="bytes", block_size=4),
+    ]
+    other = prepare(shaped_rows, features, TARGETS, config, root=tmp_path, rules=RULES, key=KEY)
+    assert "string" in {column.dtype for column in other.manifest.columns}
+    assert all(one == other for one, other in digests(other))
 
 
 def test_layouts_are_different_datasets_of_equal_rows(

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
 from sparktrain.config import PrepareConfig, SplitConfig
+from sparktrain.dataset.digest import digest_of
 from sparktrain.errors import FeaturesInvalid
 from sparktrain.features import FittedTokens, Numeric, Target, Tokens
 from sparktrain.preparation import prepare
@@ -75,6 +77,9 @@ def test_a_dataset_of_packed_texts(spark: SparkSession, tmp_path: Path) -> None:
     assert total == sum(len(str(n)) * (n % 7) for n in range(300))
     batch = next(iter(dataset.stream("train", 8, num_lanes=2)))
     assert tuple(batch["tokens"].shape) == (8, 16)
+    for part in dataset.manifest.splits["train"].parts:
+        with pq.ParquetFile(dataset.path / part.path) as file:
+            assert digest_of(file, dataset.manifest.columns, dataset.manifest.layout) == part.digest
     served = dataset.features.transform(pa.table({"text": ["ab", None]}))
     assert served["tokens"][0, :3].tolist() == [98, 99, 0]
     assert served["tokens_document"].tolist() == [[0, 0] + [-1] * 14, [-1] * 16]

@@ -11,10 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sparktrain.dataset import open_dataset
+from sparktrain.dataset.card import CARD_PAGE
 from sparktrain.gang.rank import RunSpec, train_rank
+from sparktrain.gang.supervise import describe_dataset
 from sparktrain.runs.publish import publish
 from sparktrain.runs.tracking import Tracker
 from sparktrain.testing import TargetKind, run_ranks, write_tiny_dataset
+from tests.fixtures.object_store import ENVIRONMENT, object_store
 from tests.fixtures.tiny_model import new_run, tiny_config
 from tests.fixtures.tiny_task import TINY_CONFIG, TinyMulticlass, TinyRegression
 
@@ -59,6 +63,32 @@ def test_a_model_that_gives_no_probability_is_not_registered(
     assert rows.column_names == ["row_id", "prediction", "target"]
     assert rows.schema.field("prediction").type == prediction
     assert sorted(rows["row_id"].to_pylist()) == list(range(84, 114))
+
+
+def test_ranks_train_on_a_dataset_in_an_object_store(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = write_tiny_dataset(
+        tmp_path / "tiny", 64, validation_rows=20, test_rows=30, target_kinds=["regression"]
+    )
+    (dataset.path / CARD_PAGE).write_text("a card")
+    task, config = TinyRegression(), tiny_config(root, train={"best_metric": "r2"})
+    train = TINY_CONFIG.model_copy(update={"ranks": 2, "best_metric": "r2"})
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with object_store() as store:
+        uri = store.upload(dataset.path, "tiny")
+        metrics = []
+        for place in (dataset, open_dataset(uri, cache=tmp_path / "cache")):
+            run = new_run(root)
+            run.checkpoints.mkdir(exist_ok=True)
+            tracker = Tracker.start(run, config, place)
+            outcome = run_ranks(2, train_rank, RunSpec(run.path, place.path.resolve(), task, train, None))[0]
+            metrics.append(publish(run, tracker, place, task, config, outcome)[0])
+            assert names(tracker, "dataset") == [f"dataset/{CARD_PAGE}"]
+        assert describe_dataset(place)["path"] == uri
+    assert metrics[0] == metrics[1]
+    assert len(list((tmp_path / "cache").glob("*.whole"))) == 6  # two parts of each split
 
 
 def names(tracker: Tracker, folder: str) -> Sequence[str]:
