@@ -63,7 +63,8 @@ def test_the_calls_of_the_migration_exist() -> None:
 
 
 def test_the_arguments_of_the_migration_exist() -> None:
-    known = {*inspect.signature(Dataset.stream).parameters, *inspect.signature(sparktrain.prepare).parameters}
+    functions = (Dataset.stream, sparktrain.prepare, sparktrain.open_dataset)
+    known = {name for function in functions for name in inspect.signature(function).parameters}
     given = set(re.findall(r"`(?:prepare\()?([a-z_]+)=\)?`", " ".join(cells())))
     assert {"world", "num_lanes", "columns", "weight"} <= given
     assert given <= known

@@ -51,20 +51,20 @@ DEFAULT_CACHE_BYTES = 100 << 30
 
 def open_dataset(
     path: AnyPath | str,
-    reader: Reader = "sparktrain",
     *,
     cache: Path | str | None = None,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
+    reader: Reader = "sparktrain",
 ) -> Dataset:
     """Open a dataset's directory, or the directory above it, whose latest.json names the newest one.
 
     Args:
         path: of the directory, or the URI of one in an object store, such as "s3://bucket/flights".
-        reader: what reads its streams; with "petastorm" these lack what `dataset.petastorm_reader` says.
         cache: a directory on a local disk, where parts that are read from an object store are kept; processes
             and datasets can share it. A local dataset needs none, and ignores it.
         cache_bytes: that the cache may grow to; what was not used for longest makes room. It needs room for
             all that a run reads: else some parts are read from the store, and some fetched again and again.
+        reader: what reads its streams; with "petastorm" these lack what `dataset.petastorm_reader` says.
 
     Raises:
         DatasetInvalid: when there is no committed dataset.

@@ -32,7 +32,6 @@ from sparktrain.errors import (
     StreamStateMismatch,
     TooFewRows,
 )
-from sparktrain.storage import local
 from sparktrain.world import World
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ Batch = dict[str, torch.Tensor]
 _STATE_VERSION = 1
 _ONLY_FOR_SPEED = {"num_lanes", "num_threads", "memory_bytes"}  # of `Dataset.stream`: they change no row here
 _WHERE = "data.reader=petastorm"
+_LOCAL = "copy the dataset to a file system that all hosts see, or set data.reader=sparktrain"
 
 
 class PetastormDataset(Dataset):
@@ -79,8 +79,10 @@ class PetastormDataset(Dataset):
             raise ConfigError(problems, _WHERE)
         if problem := petastorm_problem():
             raise ConfigError([problem], _WHERE)
+        if not isinstance(self.path, Path):
+            raise ConfigError([f"{self.path} lies in an object store; {_LOCAL}"], _WHERE)
         stream = PetastormStream(
-            local(self.path, "Petastorm's reader"),
+            self.path,
             self.manifest,
             split,
             self.num_rows(split),

@@ -52,7 +52,7 @@ def train_rank(spec: RunSpec) -> dict[str, Any]:
     world = World.from_environment()
     run = RunDirectory(spec.run_dir)
     saved = verify_checkpoint(spec.resume_from) if spec.resume_from else None
-    dataset = open_dataset(spec.dataset, spec.data.reader)
+    dataset = open_dataset(spec.dataset, reader=spec.data.reader)
     with EventWriter(run.events, world.rank, world.attempt) as emit:
         loop = Loop(spec.task, dataset, spec.config, world, run.checkpoints, emit, spec.data)
         outcome = loop.run(saved)

@@ -176,10 +176,11 @@ def check_metric(task: TrainTask, config: Config) -> None:
 
 def _check_shards(dataset: Dataset, config: Config) -> None:
     """Refuse a split that Petastorm can't share among the ranks; a stream that is not read opens no file."""
-    read = open_dataset(dataset.path, config.data.reader)
+    read = open_dataset(dataset.path, reader=config.data.reader)
     for split in dataset.manifest.splits:
         if dataset.num_rows(split):
-            read.stream(split, config.train.global_batch_size, world=World(size=config.train.ranks))
+            world = World(size=config.train.ranks)
+            read.stream(split, config.train.global_batch_size, world=world, **config.data.stream_options)
 
 
 def _gang_options(config: Config) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.dataset.petastorm_reader import PetastormDataset, PetastormStream, _rebatch
 from sparktrain.errors import ConfigError, NameUnknown, PetastormCannotSeek, StreamStateMismatch, TooFewRows
 from sparktrain.gang.supervise import check_training
+from sparktrain.storage import RemotePath
 from sparktrain.testing import write_tiny_dataset
 from sparktrain.world import World
 
@@ -130,6 +131,13 @@ def test_options_that_change_rows_are_refused_and_those_of_speed_are_not(dataset
         opened.stream("train", 32, where=[("row_id", "<", 9)], on_bad_data="fail")
     with pytest.raises(NameUnknown):
         opened.stream("tain", 32)
+
+
+@pytest.mark.usefixtures("working_petastorm")
+def test_a_dataset_in_an_object_store_is_refused(dataset: Dataset) -> None:
+    remote = PetastormDataset(RemotePath("s3://bucket/flights"), dataset.manifest)
+    with pytest.raises(ConfigError, match=r"s3://bucket/flights lies in an object store; copy the dataset"):
+        remote.stream("train", 32)
 
 
 @pytest.mark.usefixtures("working_petastorm")

@@ -279,7 +279,8 @@ def test_files_of_failed_tries_are_not_part_of_the_dataset(
 
 def draw(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        yield pa.record_batch({"id": batch["id"], "x": np.random.default_rng().random(batch.num_rows)})
+        x = np.random.default_rng().random(batch.num_rows)
+        yield pa.RecordBatch.from_arrays([batch["id"], pa.array(x)], names=["id", "x"])
 
 
 @pytest.mark.parametrize("limited", [False, True], ids=["rand", "limit"])
