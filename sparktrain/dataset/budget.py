@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sparktrain.errors import ConfigError
 
 _MAX_STEPS_PER_CHUNK = 32
-_GOOD_CHUNK_BYTES = 16 << 20  # larger ones save no more of Python's share
+_GOOD_CHUNK_BYTES = 32 << 20  # larger ones save no more of Python's share
 _CHUNKS_AHEAD = 4
 _CHUNKS_IN_USE = 2  # the one whose batches are being taken, and the one before: somebody holds its last batch
 _DEFAULT_BYTES = 1 << 30

@@ -7,6 +7,8 @@ pseudorandom number generators", OOPSLA 2014).
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,7 +35,7 @@ def permutation(size: int, key: int) -> NDArray[np.int64]:
     """
     words, low = _hashes(size, key), _low_bits(size)
     words &= ~low
-    words |= np.arange(size, dtype=np.uint64)
+    words |= _numbers(size)
     words.sort()
     words &= low
     return words.view(np.int64)
@@ -69,18 +71,26 @@ def spread(rows: NDArray[np.int64], num_lanes: int, key: int) -> NDArray[np.int6
     words >>= np.uint64(64) - shift
     words &= ~low
     words |= lane_of[strata] << shift
-    words |= np.arange(size, dtype=np.uint64)
+    words |= _numbers(size)
     words.sort()  # by lane, and at random in each
     words &= low
     return words.view(np.int64)
 
 
 def _hashes(size: int, key: int) -> NDArray[np.uint64]:
-    words = np.arange(1, size + 1, dtype=np.uint64)
-    words *= np.uint64(_GAMMA)
-    words += np.uint64(key)
+    words = _states(size) + np.uint64(key)
     _mix(words)
     return words
+
+
+@lru_cache(maxsize=8)  # most row groups of a dataset have one size
+def _states(size: int) -> NDArray[np.uint64]:
+    return (_numbers(size) + np.uint64(1)) * np.uint64(_GAMMA)
+
+
+@lru_cache(maxsize=8)
+def _numbers(size: int) -> NDArray[np.uint64]:
+    return np.arange(size, dtype=np.uint64)
 
 
 def _low_bits(size: int) -> np.uint64:

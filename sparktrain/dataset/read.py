@@ -187,7 +187,9 @@ class RowGroupReader:
         self._root = root
         self._manifest = manifest
         self._parts = manifest.splits[split].parts
-        self._names = [column.name for column in columns]
+        names = [column.name for column in columns]
+        # Looking up all the names in each file's schema takes a tenth of the time that reading does.
+        self._names = None if set(names) == set(manifest.schema.names) else names
         self._first_row_groups = np.cumsum([0, *(len(part.row_groups) for part in self._parts)])
         self._seen = seen or Seen()
         # What comes from an object store comes anew each time.
