@@ -11,13 +11,14 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 THREAD_NAME = "sparktrain-reader"
 _CLOSE_SECONDS = 10.0
 
 
-class ReadAhead(Generic[Item]):
-    """Makes the items 0, 1, … in threads of its own, at most `depth` items ahead.
+class ReadAhead(Generic[Item, Made]):
+    """Makes things 0, 1, … in threads of its own, at most `depth` of them ahead.
 
     An item is made of pieces, which threads share: the piece at place p of item i comes after that of item
     i - 1, and of all pieces that can be made now, one of the first item is made next.
@@ -29,6 +30,7 @@ class ReadAhead(Generic[Item]):
         num_pieces: of each.
         start: returns an item without its pieces.
         make_worker: called in each thread; returns what adds a piece: called with item, number and place.
+        finish: called in a thread with an item that has all its pieces; returns what is taken.
         depth: items that may wait to be taken or be made.
         num_threads: how many.
     """
@@ -39,16 +41,19 @@ class ReadAhead(Generic[Item]):
         num_pieces: int,
         start: Callable[[int], Item],
         make_worker: Callable[[], Callable[[Item, int, int], None]],
+        finish: Callable[[Item], Made],
         *,
         depth: int,
         num_threads: int,
     ) -> None:
         self._num_items, self._num_pieces = num_items, num_pieces
-        self._start, self._make_worker, self._depth = start, make_worker, depth
+        self._start, self._make_worker, self._finish = start, make_worker, finish
+        self._depth = depth
         self._due = [(0, place) for place in range(num_pieces)]  # a heap
         self._left = num_items * num_pieces  # pieces that nobody has begun
         self._items: dict[int, Item] = {}
         self._missing: dict[int, int] = {}
+        self._made: dict[int, Made] = {}
         self._taken = 0
         self._closed = False
         self._errors: dict[int, BaseException] = {}
@@ -65,7 +70,7 @@ class ReadAhead(Generic[Item]):
         for thread in self._threads:
             thread.start()
 
-    def take(self) -> Item | None:
+    def take(self) -> Made | None:
         """Return the next item, or None after the last one.
 
         Raises:
@@ -75,7 +80,7 @@ class ReadAhead(Generic[Item]):
             number = self._taken
             if number == self._num_items:
                 return None
-            while self._missing.get(number) != 0:
+            while number not in self._made:
                 if self._errors and number >= min(self._errors):
                     raise self._errors[min(self._errors)]
                 self._ready.wait(timeout=1.0)
@@ -84,10 +89,9 @@ class ReadAhead(Generic[Item]):
                         "The reader threads are gone: the process was forked while they read. "
                         "Iterate a stream only in the process that began to; start a new iteration here."
                     )
-            del self._missing[number]
             self._taken += 1
             self._room.notify_all()
-            return self._items.pop(number)
+            return self._made.pop(number)
 
     def close(self) -> None:
         """Stop the threads and wait for them; twice does no harm."""
@@ -103,26 +107,24 @@ class ReadAhead(Generic[Item]):
             if thread is not threading.current_thread():
                 thread.join(max(deadline - time.monotonic(), 0.0))
         self._items.clear()
+        self._made.clear()
 
     def _run(self) -> None:
-        piece: tuple[int, int] | None = None
+        number = 0
         try:
             work = self._make_worker()
-            while (piece := self._next(piece)) is not None:
+            while (piece := self._next()) is not None:
                 number, place = piece
-                work(self._items[number], number, place)
+                self._work(work, number, place)
         except BaseException as error:  # the consumer raises it: here nobody would see it
             with self._lock:
-                number = piece[0] if piece else self._taken
                 self._errors.setdefault(number, error)
                 self._ready.notify_all()
                 self._room.notify_all()
 
-    def _next(self, done: tuple[int, int] | None) -> tuple[int, int] | None:
-        """Tell what was done, and wait for the next thing to do; None when there is nothing left."""
+    def _next(self) -> tuple[int, int] | None:
+        """Wait for the next piece to make; None when there is nothing left."""
         with self._lock:
-            if done is not None:
-                self._finish(*done)
             while not self._closed and not self._is_over():
                 if self._due and self._due[0][0] < self._taken + self._depth:
                     number, place = heapq.heappop(self._due)
@@ -136,13 +138,21 @@ class ReadAhead(Generic[Item]):
                 self._room.wait()
             return None
 
-    def _finish(self, number: int, place: int) -> None:
-        self._missing[number] -= 1
-        if self._missing[number] == 0:
+    def _work(self, work: Callable[[Item, int, int], None], number: int, place: int) -> None:
+        work(self._items[number], number, place)
+        with self._lock:
+            if number + 1 < self._num_items:
+                heapq.heappush(self._due, (number + 1, place))
+                self._room.notify()
+            self._missing[number] -= 1
+            if self._missing[number]:
+                return
+            del self._missing[number]
+            item = self._items.pop(number)
+        made = self._finish(item)
+        with self._lock:
+            self._made[number] = made
             self._ready.notify_all()
-        if number + 1 < self._num_items:
-            heapq.heappush(self._due, (number + 1, place))
-            self._room.notify()
 
     def _is_over(self) -> bool:
         """Whether no piece is left to begin with that anybody will ask for."""

@@ -174,8 +174,10 @@ class Stream(IterableDataset[Batch]):
         self._check_is_current(iteration)
         ahead = self._read_ahead()
         try:
-            while (chunk := self._take(ahead)) is not None:
-                for batch in self._batches(chunk):
+            while (batches := self._take(ahead)) is not None:
+                batches.reverse()
+                while batches:
+                    batch = batches.pop()
                     self._check_is_current(iteration)
                     self.step += 1
                     self.num_batches += 1
@@ -183,21 +185,21 @@ class Stream(IterableDataset[Batch]):
                     yield batch
                     del batch  # its memory may be used again as soon as the consumer lets go of it
                     self.compute_seconds += time.perf_counter() - handed_out
-                del chunk
             self._check_is_current(iteration)
             self.epoch, self.step = self.epoch + 1, 0
         finally:
             ahead.close()
 
-    def _take(self, ahead: ReadAhead[Chunk]) -> Chunk | None:
+    def _take(self, ahead: ReadAhead[Chunk, list[Batch]]) -> list[Batch] | None:
         began = time.perf_counter()
         try:
             return ahead.take()
         finally:
             self.wait_seconds += time.perf_counter() - began
 
-    def _batches(self, chunk: Chunk) -> Iterator[Batch]:
-        """Cut a chunk into batches."""
+    def _batches(self, chunk: Chunk) -> list[Batch]:
+        """Cut a chunk into batches; in a reader thread, because many columns take a while."""
+        batches = []
         weights = torch.from_numpy(chunk.weights).unbind(0)
         sources = None if chunk.sources is None else torch.from_numpy(chunk.sources).unbind(0)
         for step, batch in zip(range(chunk.num_steps), self._delivery.batches(chunk.arrays), strict=False):
@@ -206,9 +208,10 @@ class Stream(IterableDataset[Batch]):
             batch[WEIGHT_COLUMN] = weights[step]
             if sources is not None:
                 batch[SOURCE_COLUMN] = sources[step]
-            yield batch
+            batches.append(batch)
+        return batches
 
-    def _read_ahead(self) -> ReadAhead[Chunk]:
+    def _read_ahead(self) -> ReadAhead[Chunk, list[Batch]]:
         borders, feeds = self._schedule.stretches(self.epoch, self.step, self._shares)
         chunks = Chunks(borders, feeds, self._budget.steps_per_chunk)
         sources = [given.source for given in self._inputs]
@@ -224,6 +227,7 @@ class Stream(IterableDataset[Batch]):
             len(self._shares),
             assembler.start,
             make_worker,
+            self._batches,
             depth=self._budget.chunks_ahead,
             num_threads=min(self._num_threads, len(self._shares)),
         )
