@@ -15,6 +15,7 @@ import sparktrain
 from sparktrain import dataset, features, preparation
 from sparktrain.config import all_keys
 from sparktrain.dataset import Dataset, Stream
+from sparktrain.testing import write_tiny_dataset
 from tests.fixtures.write_petastorm_dataset import DATASET
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,3 +74,21 @@ def test_the_arguments_of_the_migration_exist() -> None:
 def test_the_readme_links_to_every_document() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"](docs/{file.name})" in readme for file in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_code_of_streaming_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "datasets").mkdir(parents=True)
+    made = write_tiny_dataset(tmp_path / "out" / "datasets" / "flight_delays", 5000, num_numeric=3)
+    assert made.num_rows("train") == 5000
+    text = (ROOT / "docs" / "streaming.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(code) == 2
+    names: dict[str, Any] = {}
+    for block in code:
+        exec(block.replace('batch["late"]', 'batch["label"]'), names)
+    assert names["x"].shape == (2048, 3) and names["state"]["epoch"] == 1
+    assert set(names["which"].tolist()) == {0}
+    given = re.findall(r"`([a-z_]+)=", text)
+    known = {*inspect.signature(Dataset.stream).parameters, *inspect.signature(dataset.mix).parameters}
+    assert set(given) - known <= {"batch_size"}

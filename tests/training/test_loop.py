@@ -9,8 +9,9 @@ import pytest
 import torch
 from torchmetrics import Metric
 
+from sparktrain.config import DataConfig
 from sparktrain.dataset import Dataset
-from sparktrain.errors import CheckpointInvalid, NonFiniteLoss, StepFailed
+from sparktrain.errors import CheckpointInvalid, DatasetInvalid, NonFiniteLoss, StepFailed
 from sparktrain.testing import write_tiny_dataset
 from sparktrain.training import checkpoint as checkpoints
 from sparktrain.training.loop import Loop
@@ -184,3 +185,25 @@ def test_a_best_checkpoint_that_was_damaged_is_not_tested(
     script += [0.9, 0.8]  # the first is the best, and damaged when the second is evaluated
     with pytest.raises(CheckpointInvalid, match="step-000000020"):
         train_here(Damaging(), dataset, config(), tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["validation", "train"])
+def test_rows_that_can_not_be_read_are_masked_counted_and_named(tmp_path: Path, ending: str) -> None:
+    dataset = write_tiny_dataset(tmp_path / "tiny", 650, validation_rows=80, num_parts=4)
+    part = dataset.manifest.splits[ending].parts[1]
+    (dataset.path / part.path).unlink()
+    with pytest.raises(DatasetInvalid, match="part-00001"):
+        train_here(TinyTask(), dataset, config(epochs=1), tmp_path / "fail")
+    data = DataConfig(on_bad_data="mask")
+    found = train_here(TinyTask(), dataset, config(epochs=2), tmp_path / "mask", data=data)
+    assert found["steps"] == 40
+    (told,) = [event for event in found["events"] if event["kind"] == "masked"]
+    assert told["rank"] == 0
+    assert set(told["row_groups"]) == {f"{part.path}, row group {i}" for i in range(len(part.row_groups))}
+    windows = [e["values"] for e in found["events"] if e["kind"] == "metrics" and "train/loss" in e["values"]]
+    masked = sum(values.get("train/rows_masked", 0) for values in windows)
+    if ending == "train":
+        # each epoch leaves out the 10 rows of 650 that are over, some of which may be masked ones
+        assert 2 * (part.rows - 10) <= masked <= 2 * part.rows
+    else:
+        assert masked == 0
