@@ -262,7 +262,7 @@ def test_a_store_that_never_answers_is_given_up(both: tuple[Dataset, str], store
     fault = Fault("silent", ONE_PART)
     store.faults.append(fault)
     began = time.monotonic()
-    with pytest.raises(StoreFailed, match="Operation too slow"):
+    with pytest.raises(StoreFailed, match=r"(Operation too slow|Timeout was reached).*tried 5 times"):
         first_row_group(remote)
     assert fault.fired == MAX_TRIES
     assert MAX_TRIES <= time.monotonic() - began < 60
