@@ -114,6 +114,26 @@ def test_every_row_comes_once_under_mask_and_padding_repeats_rows(dataset: Datas
         assert set(ids[weights == 0].tolist()) <= set(range(dataset.num_rows("train")))
 
 
+def test_the_ledger_of_three_epochs_is_the_same_at_any_world_size(dataset: Dataset) -> None:
+    ledgers = set()
+    for size in WORLD_SIZES:
+        ledger = []
+        streams = [dataset.stream("train", 32, world=World(rank, size), tail="mask") for rank in range(size)]
+        for _ in range(3):
+            ranks = [list(stream) for stream in streams]
+            assert {len(batches) for batches in ranks} == {streams[0].steps_per_epoch}
+            epoch = []
+            for parts in zip(*ranks, strict=True):
+                ids = torch.cat([part["row_id"] for part in parts]).tolist()
+                weights = torch.cat([part["row_weight"] for part in parts]).tolist()
+                epoch += [row for row, weight in zip(ids, weights, strict=True) if weight]
+            assert sorted(epoch) == list(range(dataset.num_rows("train")))
+            ledger.append(tuple(epoch))
+        assert len(set(ledger)) == 3, "every epoch has another order"
+        ledgers.add(tuple(ledger))
+    assert len(ledgers) == 1
+
+
 def test_no_row_comes_twice_under_drop_and_each_epoch_has_another_order(dataset: Dataset) -> None:
     stream = dataset.stream("train", 32)
     epochs = [flat(row_ids(stream)) for _ in range(3)]
