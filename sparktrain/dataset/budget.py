@@ -39,6 +39,7 @@ class Budget(NamedTuple):
         num_lanes: int,
         num_threads: int,
         num_footer_chunks: int,
+        selected_bytes: int = 0,
         memory_bytes: int | None,
     ) -> Budget:
         """Choose how far ahead to read.
@@ -49,6 +50,7 @@ class Budget(NamedTuple):
             num_lanes: that the rank takes rows from.
             num_threads: that read.
             num_footer_chunks: columns times row groups of the parts that are open at once.
+            selected_bytes: of the positions of wanted rows, where only some are.
             memory_bytes: what may be used; None: 1 GiB, or more where the least possible is more.
 
         Raises:
@@ -56,7 +58,7 @@ class Budget(NamedTuple):
         """
         # A thread has a row group as it was decoded and as it will be held, and what it was stored as.
         fixed = row_group_bytes * (num_lanes + 3 * num_threads)
-        fixed += num_footer_chunks * _CHUNK_FOOTER_BYTES + _SLACK_BYTES
+        fixed += num_footer_chunks * _CHUNK_FOOTER_BYTES + selected_bytes + _SLACK_BYTES
         least = fixed + step_bytes * (1 + _CHUNKS_IN_USE)
         if memory_bytes is not None and memory_bytes < least:
             needs = (

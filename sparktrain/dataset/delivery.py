@@ -141,12 +141,12 @@ class Delivery:
         columns = [table.column(name).combine_chunks() for name in self.texts]
         return columns if order is None else [column.take(pa.array(order)) for column in columns]
 
-    def batches(self, arrays: Sequence[Array]) -> Iterator[dict[str, torch.Tensor]]:
-        """Cut one array [columns, steps, rows, *shape] for each stack into the batches of its steps."""
+    def batches(self, arrays: Sequence[Array], num_steps: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Cut one array [columns, steps, rows, *shape] for each stack into the batches of the first steps."""
         split = {(view.stack, view.column) for view in self.views.values() if isinstance(view.inside, int)}
         by_step = [torch.from_numpy(array).unbind(1) for array in arrays]
-        for stacks in zip(*by_step, strict=True):
-            columns = [stack.unbind(0) for stack in stacks]
+        for step in range(num_steps):
+            columns = [steps[step].unbind(0) for steps in by_step]
             # all columns of a block at once: 26 calls of torch are 26 times as dear as one
             inside = {place: columns[place[0]][place[1]].unbind(-1) for place in split}
             batch = {}

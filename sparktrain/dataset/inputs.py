@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from sparktrain.dataset.layout import stored_columns
 from sparktrain.dataset.load import Source
 from sparktrain.dataset.manifest import Manifest
 from sparktrain.dataset.read import RowGroupReader, Seen, Verify, count_footer_chunks
-from sparktrain.dataset.where import Where, check_where, select_rows
+from sparktrain.dataset.where import Term, Where, check_where, select_rows
 from sparktrain.errors import ConfigError
 from sparktrain.storage import AnyPath
 
@@ -29,12 +30,14 @@ class Input(NamedTuple):
         source: its rows, as plans count them.
         open_reader: called with columns (and `num_threads`) in each thread, returns a reader of them.
         num_footer_chunks: columns times row groups of the parts that are open at once, at most.
+        most_rows: of a row group as it is stored, wanted or not.
     """
 
     name: str
     source: Source
     open_reader: OpenReader
     num_footer_chunks: int
+    most_rows: int
 
 
 def make_input(
@@ -55,28 +58,32 @@ def make_input(
         NameUnknown, ConfigError: for a condition that can't be understood.
         DatasetInvalid: when a condition's columns can't be read.
     """
+    problems = []
     if verify not in ("first", "always"):
-        problem = f"verify is {verify!r}; allowed are 'first' and 'always'"
-        raise ConfigError([problem], "the stream's arguments")
+        problems.append(f"verify is {verify!r}; allowed are 'first' and 'always'")
+    try:
+        seed = operator.index(seed)  # numpy's integers would not go into a state
+    except TypeError:
+        problems.append(f"seed is {seed!r}; give a whole number")
+    if problems:
+        raise ConfigError(problems, "the stream's arguments")
     open_reader = partial(RowGroupReader, root, manifest, split, seen=seen, verify=verify)
     rows = np.array([n for part in manifest.splits[split].parts for n in part.row_groups], np.int64)
     num_chunks = count_footer_chunks(manifest.splits[split].parts, len(manifest.schema))
+    reading = open_reader, num_chunks, int(rows.max(initial=0))
     meaning: dict[str, Any] = {"fingerprint": manifest.fingerprint, "split": split}
     meaning |= {"seed": seed, "shuffle": shuffle}
     if not where:
-        return Input(name, Source(rows, seed, shuffle, {**meaning, "where": None}), open_reader, num_chunks)
+        return Input(name, Source(rows, seed, shuffle, {**meaning, "where": None}), *reading)
     columns, layout = manifest.columns, manifest.layout
-    names = check_where(where, columns, str(root))
-    reader = open_reader(stored_columns(columns, layout, names))
-    selected = select_rows(reader, len(rows), columns, layout, where)
+    terms = check_where(where, columns, str(root))
+    reader = open_reader(stored_columns(columns, layout, [name for name, _, _ in terms]))
+    selected = select_rows(reader, len(rows), columns, layout, terms)
     counts = np.array([len(positions) for positions in selected], np.int64)
-    meaning["where"] = _digest(where)
-    return Input(name, Source(counts, seed, shuffle, meaning, selected), open_reader, num_chunks)
+    meaning["where"] = _digest(terms)
+    return Input(name, Source(counts, seed, shuffle, meaning, selected), *reading)
 
 
-def _digest(where: Where) -> str:
+def _digest(terms: Sequence[Term]) -> str:
     """Name a condition in a few characters: a list of values can be long, and a state is small."""
-    terms = [
-        [name, operation, sorted(v) if isinstance(v, set | frozenset) else v] for name, operation, v in where
-    ]
-    return hashlib.sha256(json.dumps(terms, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(terms).encode()).hexdigest()[:16]

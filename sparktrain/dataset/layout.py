@@ -26,7 +26,7 @@ class ColumnSpec(BaseModel):
     """A column as people see it: never null, every row of the same shape.
 
     Attributes:
-        dtype: of each number; "string" has no shape and is never streamed.
+        dtype: of each number; "string" has no shape.
         shape: of one row's value; () is a scalar.
         role: what the column is for.
     """

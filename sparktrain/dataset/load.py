@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,9 @@ from sparktrain.dataset.delivery import Array, Delivery
 from sparktrain.dataset.plan import EpochOrder, IntArray, row_order
 from sparktrain.dataset.read import RowGroupReader
 from sparktrain.errors import DatasetInvalid
+
+if TYPE_CHECKING:
+    from sparktrain.dataset.inputs import Input  # which knows of sources
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,11 @@ class Source:
     meaning: Mapping[str, Any]
     selected: Sequence[IntArray] | None = None
 
+    @property
+    def num_selected(self) -> int:
+        """How many positions of rows are kept because only these are wanted."""
+        return 0 if self.selected is None else int(self.row_group_rows.sum())
+
     def order(self, epoch: int, num_lanes: int) -> EpochOrder:
         return EpochOrder.of(self.row_group_rows, num_lanes, self.seed, epoch, self.shuffle)
 
@@ -79,29 +87,31 @@ class Source:
 
 
 class Loader:
-    """Loads the row groups of one source. Each thread needs its own.
+    """Loads the row groups of one input. Each thread needs its own.
 
     Args:
-        source: whose row groups.
+        given: whose row groups.
         reader: of its parts.
         delivery: the arrays to load into.
         buffers: to take their memory from.
+        most_rows: of any row group of the stream: memory of one size serves them all.
         on_bad_data: "fail" raises when a row group can't be read; "mask" makes it zeros and says so.
         masked: where that is said: "part, row group n" -> why.
     """
 
     def __init__(
         self,
-        source: Source,
+        given: Input,
         reader: RowGroupReader,
         delivery: Delivery,
         buffers: Buffers,
+        most_rows: int,
         on_bad_data: OnBadData,
         masked: dict[str, str],
     ) -> None:
-        self._source, self._reader, self._delivery = source, reader, delivery
+        self._name, self._source, self._reader, self._delivery = given.name, given.source, reader, delivery
         self._buffers, self._on_bad_data, self._masked = buffers, on_bad_data, masked
-        self._most_rows = int(source.row_group_rows.max(initial=0))
+        self._most_rows = most_rows
 
     def load(self, row_group: int, epoch: int) -> Rows:
         """Load a row group.
@@ -133,7 +143,6 @@ class Loader:
         num_rows = int(self._source.row_group_rows[row_group])
         arrays, memory = [], []
         for stack in self._delivery.stacks:
-            # as large as the largest one needs: memory of one size serves any row group
             count = stack.num_columns
             most = self._buffers.array((count * self._most_rows, *stack.shape), stack.dtype)
             memory.append(most)
@@ -142,7 +151,8 @@ class Loader:
 
     def _mask(self, row_group: int, error: DatasetInvalid) -> None:
         part, inside = self._reader.locate(row_group)
-        where = f"{part.path}, row group {inside}"
+        where = f"{self._name}: " if self._name else ""
+        where += f"{part.path}, row group {inside}"
         if where not in self._masked:
             self._masked[where] = str(error)
             logger.warning("%s is masked: its rows get weight 0. %s", where, error)

@@ -15,7 +15,7 @@ from sparktrain.dataset.plan import LaneShare, Plan
 from sparktrain.dataset.read import Verify
 from sparktrain.dataset.schedule import Feed, Origins, Segment
 from sparktrain.dataset.where import Where
-from sparktrain.errors import ConfigError, DatasetsDiffer, NameUnknown, TooFewRows
+from sparktrain.errors import ConfigError, DatasetsDiffer, NameUnknown
 from sparktrain.world import World
 
 if TYPE_CHECKING:
@@ -69,7 +69,6 @@ def mix(
     Raises:
         ConfigError: for arguments that don't fit together.
         DatasetsDiffer: when features or layout are not the same.
-        TooFewRows: for a dataset that has fewer rows than it is to give in one step.
     """
     from sparktrain.dataset.inputs import make_input
     from sparktrain.dataset.stream import Stream  # it needs torch
@@ -99,7 +98,12 @@ def mix(
         num_rows = int(given.source.row_group_rows.sum())
         most = max(phase.lanes.count(names.index(name)) for phase in phases)
         if num_rows < most * global_batch_size // num_lanes:
-            raise TooFewRows(str(dataset.path), split, num_rows, most * global_batch_size // num_lanes)
+            problem = (
+                f"`{name}` has {num_rows:,} rows in {split}, and is to give "
+                f"{most * global_batch_size // num_lanes:,} to each step; give it less weight, or take a "
+                "smaller global_batch_size"
+            )
+            raise ConfigError([problem], _SECTION)
     if steps_per_epoch is None:
         rows = sum(int(given.source.row_group_rows.sum()) for given in inputs)
         steps_per_epoch = max(rows // global_batch_size, 1)
@@ -157,7 +161,12 @@ class Mixture:
             for phase in self.phases
         ]
         sources = {name: dict(s.meaning) for name, s in zip(self.names, self.sources, strict=True)}
-        return {"steps_per_epoch": self.plan.steps_per_epoch, "lanes": counts, "sources": sources}
+        return {
+            "steps_per_epoch": self.plan.steps_per_epoch,
+            "datasets": list(self.names),
+            "lanes": counts,
+            "sources": sources,
+        }
 
     def stretches(
         self, epoch: int, first_step: int, shares: Sequence[LaneShare]
@@ -234,10 +243,10 @@ def share_lanes(weights: Sequence[float], num_lanes: int) -> tuple[int, ...]:
     """Give each lane to one of the weighted: in proportion, at least one for each above 0, evenly spread."""
     total = sum(weights)
     wanted = [weight / total * num_lanes for weight in weights]
-    counts = [max(math.floor(share), int(share > 0)) for share in wanted]
+    counts = [max(math.floor(share), int(weight > 0)) for share, weight in zip(wanted, weights, strict=True)]
     while sum(counts) != num_lanes:
         missing = 1 if sum(counts) < num_lanes else -1
-        able = [i for i, share in enumerate(wanted) if share > 0 and counts[i] + missing > 0]
+        able = [i for i, weight in enumerate(weights) if weight > 0 and counts[i] + missing > 0]
         furthest = max(able, key=lambda i: (missing * (wanted[i] - counts[i]), -i))
         counts[furthest] += missing
     places = [((j + 0.5) / count, number) for number, count in enumerate(counts) for j in range(count)]
@@ -250,7 +259,8 @@ def _phases(
     schedule = [(0, weights)] if isinstance(weights, Mapping) else list(weights)
     problems = []
     firsts = [step for step, _ in schedule]
-    if not firsts or firsts[0] != 0 or firsts != sorted(set(firsts)):
+    are_steps = all(isinstance(step, int) for step in firsts)
+    if not firsts or not are_steps or firsts[0] != 0 or firsts != sorted(set(firsts)):
         problems.append(
             f"the schedule's steps are {firsts}; begin with 0, and let each be larger than the last"
         )
@@ -259,8 +269,9 @@ def _phases(
             if name not in names:
                 raise NameUnknown("dataset", name, names, "the mixture")
         values = [by_name.get(name, 0) for name in names]
-        used = sum(value > 0 for value in values)
-        if not all(0 <= value < math.inf for value in values) or not used:
+        are_numbers = all(isinstance(value, int | float) and 0 <= value < math.inf for value in values)
+        used = sum(value > 0 for value in values) if are_numbers else 0
+        if not used or not math.isfinite(sum(values)):
             given = f"the weights from step {step} on are {dict(by_name)}"
             problems.append(f"{given}; give numbers, one above 0")
         elif used > num_lanes:

@@ -124,7 +124,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.global_batch_size < 1 or self.num_lanes < 1:
+        sizes = f"global_batch_size is {self.global_batch_size!r}, num_lanes {self.num_lanes!r}"
+        if not all(hasattr(size, "__index__") for size in (self.global_batch_size, self.num_lanes)):
+            problems.append(f"{sizes}; give whole numbers")
+        elif self.global_batch_size < 1 or self.num_lanes < 1:
             problems.append(
                 f"global_batch_size is {self.global_batch_size}, num_lanes {self.num_lanes}; give 1 or more"
             )

@@ -67,8 +67,12 @@ class ReadAhead(Generic[Item, Made]):
             threading.Thread(target=self._run, name=THREAD_NAME, daemon=True) for _ in range(num_threads)
         ]
         atexit.register(self.close)
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # no more threads to be had: let go of those that there are
+            self.close()
+            raise
 
     def take(self) -> Made | None:
         """Return the next item, or None after the last one.
@@ -76,6 +80,7 @@ class ReadAhead(Generic[Item, Made]):
         Raises:
             whatever a thread raised, after the items that came before.
         """
+        self._check_process()
         with self._lock:
             number = self._taken
             if number == self._num_items:
@@ -84,11 +89,6 @@ class ReadAhead(Generic[Item, Made]):
                 if self._errors and number >= min(self._errors):
                     raise self._errors[min(self._errors)]
                 self._ready.wait(timeout=1.0)
-                if self._process != os.getpid():
-                    raise RuntimeError(
-                        "The reader threads are gone: the process was forked while they read. "
-                        "Iterate a stream only in the process that began to; start a new iteration here."
-                    )
             self._taken += 1
             self._room.notify_all()
             return self._made.pop(number)
@@ -98,16 +98,24 @@ class ReadAhead(Generic[Item, Made]):
         atexit.unregister(self.close)
         if self._process != os.getpid():
             return  # a fork has none of them, and their lock as it was
+        self._closed = True
+        if threading.current_thread() in self._threads:
+            return  # by the garbage collector, maybe with the lock held; the others look every second
         with self._lock:
-            self._closed = True
             self._room.notify_all()
         deadline = time.monotonic() + _CLOSE_SECONDS
         for thread in self._threads:
-            # The garbage collector may call this from a reader thread itself.
-            if thread is not threading.current_thread():
+            if thread.ident is not None:  # it was started
                 thread.join(max(deadline - time.monotonic(), 0.0))
         self._items.clear()
         self._made.clear()
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise RuntimeError(
+                "The reader threads are gone: the process was forked while they read. "
+                "Iterate a stream only in the process that began to; start a new iteration here."
+            )
 
     def _run(self) -> None:
         number = 0
@@ -131,12 +139,22 @@ class ReadAhead(Generic[Item, Made]):
                     self._left -= 1
                     if self._left == 0:
                         self._room.notify_all()
-                    if number not in self._items:
-                        self._items[number] = self._start(number)
-                        self._missing[number] = self._num_pieces
-                    return number, place
-                self._room.wait()
+                    return (number, place) if self._has_begun(number) else None
+                self._room.wait(timeout=1.0)
             return None
+
+    def _has_begun(self, number: int) -> bool:
+        """Begin an item, unless it was; False when that failed."""
+        if number not in self._items:
+            try:
+                self._items[number] = self._start(number)
+            except BaseException as error:
+                self._errors.setdefault(number, error)
+                self._ready.notify_all()
+                self._room.notify_all()
+                return False
+            self._missing[number] = self._num_pieces
+        return True
 
     def _work(self, work: Callable[[Item, int, int], None], number: int, place: int) -> None:
         work(self._items[number], number, place)

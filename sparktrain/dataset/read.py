@@ -134,7 +134,8 @@ class Seen:
     def __init__(self) -> None:
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
         self._lock = threading.Lock()
-        self.verified: set[tuple[str, int]] = set()
+        # (part, row group, columns); None stands for all columns
+        self.verified: set[tuple[str, int, tuple[str, ...] | None]] = set()
         self._signatures: dict[str, tuple[int, ...]] = {}
 
     def __reduce__(self) -> tuple[type[Seen], tuple[()]]:
@@ -239,7 +240,9 @@ class RowGroupReader:
         """
         part, inside = self.locate(row_group)
         where = f"{part.path}, row group {inside}"
-        verify = self._always or (part.path, inside) not in self._seen.verified
+        columns = None if self._names is None else tuple(self._names)
+        known = {(part.path, inside, None), (part.path, inside, columns)}
+        verify = self._always or not known & self._seen.verified
         try:
             file = self._file(self._part_of(row_group), verify)
             table = file.read_row_group(inside, columns=self._names, use_threads=False)
@@ -255,7 +258,7 @@ class RowGroupReader:
         if len(table) != part.row_groups[inside]:
             problem = f"{where} has {len(table):,} rows, the manifest says {part.row_groups[inside]:,}"
             raise DatasetInvalid(str(self._root), problem)
-        self._seen.verified.add((part.path, inside))
+        self._seen.verified.add((part.path, inside, columns))
         return table
 
     def _part_of(self, row_group: int) -> int:

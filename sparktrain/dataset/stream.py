@@ -53,7 +53,8 @@ class Stream(IterableDataset[Batch]):
         wait_seconds: how long consumers waited for batches, in all.
         compute_seconds: how long they took between two batches.
         num_batches: handed out.
-        masked: rows that were given weight 0 because they can't be read: "part, row group n" -> why.
+        masked: rows that were given weight 0 because they can't be read: "part, row group n" -> why; in a
+            mixture "dataset: part, row group n".
     """
 
     def __init__(
@@ -68,25 +69,37 @@ class Stream(IterableDataset[Batch]):
         on_bad_data: OnBadData,
     ) -> None:
         super().__init__()
-        if num_threads < 1:
-            raise ConfigError([f"num_threads is {num_threads}; give 1 or more"], "the stream's arguments")
         plan = schedule.plan
+        problems = []
+        if not isinstance(num_threads, int) or num_threads < 1:
+            problems.append(f"num_threads is {num_threads}; give 1 or more")
+        if on_bad_data not in ("fail", "mask"):
+            problems.append(f"on_bad_data is {on_bad_data!r}; allowed are 'fail' and 'mask'")
+        if plan.global_batch_size < world.size:
+            problems.append(
+                f"global_batch_size is {plan.global_batch_size}, fewer than the {world.size} ranks; give "
+                "each a row of every step"
+            )
+        if problems:
+            raise ConfigError(problems, "the stream's arguments")
         self._inputs, self._schedule, self._delivery = tuple(inputs), schedule, delivery
         self._world, self._num_threads, self._on_bad_data = world, num_threads, on_bad_data
         self._shares = plan.shares(world.rank, world.size)
         self.steps_per_epoch = plan.steps_per_epoch
         self.rows_per_step = sum(share.width for share in self._shares)
         row_bytes = delivery.row_bytes
+        self._most_rows = max(given.most_rows for given in inputs)
         self._budget = Budget.of(
-            row_group_bytes=max(int(i.source.row_group_rows.max()) for i in inputs) * row_bytes,
+            row_group_bytes=self._most_rows * row_bytes,
             step_bytes=self.rows_per_step * (row_bytes + WEIGHT_BYTES),
             num_lanes=len(self._shares),
             num_threads=num_threads,
             num_footer_chunks=sum(given.num_footer_chunks for given in inputs),
+            selected_bytes=8 * sum(given.source.num_selected for given in inputs),
             memory_bytes=memory_bytes,
         )
         self.memory_bytes = self._budget.memory_bytes
-        self._buffers = Buffers()
+        self._buffers = Buffers(self.memory_bytes)
         self._iteration = 0
         self.epoch, self.step, self.num_batches = 0, 0, 0
         self.wait_seconds, self.compute_seconds = 0.0, 0.0
@@ -167,7 +180,7 @@ class Stream(IterableDataset[Batch]):
     def _meaning(self) -> dict[str, Any]:
         """Everything beside the place that fixes the global batches."""
         plan = self._schedule.plan
-        sizes = {"global_batch_size": plan.global_batch_size, "num_lanes": plan.num_lanes}
+        sizes = {"global_batch_size": int(plan.global_batch_size), "num_lanes": int(plan.num_lanes)}
         return {**sizes, **self._schedule.meaning}
 
     def _rest_of_epoch(self, iteration: int) -> Iterator[Batch]:
@@ -202,7 +215,7 @@ class Stream(IterableDataset[Batch]):
         batches = []
         weights = torch.from_numpy(chunk.weights).unbind(0)
         sources = None if chunk.sources is None else torch.from_numpy(chunk.sources).unbind(0)
-        for step, batch in zip(range(chunk.num_steps), self._delivery.batches(chunk.arrays), strict=False):
+        for step, batch in enumerate(self._delivery.batches(chunk.arrays, chunk.num_steps)):
             for (name, width), pieces in zip(self._delivery.texts.items(), chunk.texts, strict=True):
                 batch |= text_tensors(name, width, pieces[step])
             batch[WEIGHT_COLUMN] = weights[step]
@@ -235,7 +248,7 @@ class Stream(IterableDataset[Batch]):
     def _loader(self, given: Input) -> Loader:
         reader = given.open_reader(self._delivery.stored, num_threads=self._num_threads)
         bad = self._on_bad_data, self.masked
-        return Loader(given.source, reader, self._delivery, self._buffers, *bad)
+        return Loader(given, reader, self._delivery, self._buffers, self._most_rows, *bad)
 
     def _check_is_current(self, iteration: int) -> None:
         if iteration != self._iteration:

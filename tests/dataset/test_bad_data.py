@@ -141,6 +141,21 @@ def test_pages_are_verified_when_they_are_read_first(dataset: Dataset) -> None:
         list(open_dataset(dataset.path).stream("train", 32))
 
 
+@checksums
+@pytest.mark.parametrize("narrow", [{"columns": ["row_id"]}, {"where": [("row_id", "!=", 3)]}])
+def test_a_column_is_verified_although_others_were_read_before(dataset: Dataset, narrow: Any) -> None:
+    number = dataset.manifest.schema.names.index("vector")
+    path = part(dataset)
+    column = pq.read_metadata(path).row_group(0).column(number)
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size - 1] ^= 4
+    path.write_bytes(content)
+    some = list(dataset.stream("train", 32, **{"columns": ["row_id"], **narrow}))
+    assert some, "the sound columns can be read"
+    with pytest.raises(DatasetInvalid, match=r"part-00001-tiny\.parquet, row group 0 can't be read"):
+        list(dataset.stream("train", 32))
+
+
 def replace(path: Path) -> None:
     """Put a file of the same size in its place, as tools do that write aside and rename."""
     other = path.with_suffix(".new")

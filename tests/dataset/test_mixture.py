@@ -1,5 +1,6 @@
 """Several datasets in one stream: in proportion, at any world size, from any step on, rows once an epoch."""
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparktrain.dataset import Dataset, Stream, mix
+from sparktrain.dataset import Dataset, Stream, mix, open_dataset
 from sparktrain.dataset.mixture import share_lanes
-from sparktrain.errors import ConfigError, DatasetsDiffer, NameUnknown, StreamStateMismatch, TooFewRows
+from sparktrain.errors import ConfigError, DatasetsDiffer, NameUnknown, StreamStateMismatch
 from sparktrain.testing import write_tiny_dataset
 from sparktrain.world import World
 
@@ -125,6 +126,20 @@ def test_a_state_of_another_mixture_is_refused(datasets: dict[str, Dataset]) -> 
     state = mixed(datasets).state_dict()
     with pytest.raises(StreamStateMismatch, match="lanes: the state has"):
         mixed(datasets, {"news": 1, "books": 1}).load_state_dict(state)
+    turned = dict(reversed(datasets.items()))
+    with pytest.raises(StreamStateMismatch, match="datasets: the state has"):
+        mixed(turned).load_state_dict(state)
+
+
+def test_what_is_masked_is_named_by_its_dataset(datasets: dict[str, Dataset], tmp_path: Path) -> None:
+    copies = {name: shutil.copytree(dataset.path, tmp_path / name) for name, dataset in datasets.items()}
+    opened = {name: open_dataset(path) for name, path in copies.items()}
+    for name in ("news", "books"):
+        part = opened[name].manifest.splits["train"].parts[0]
+        (copies[name] / part.path).unlink()
+    stream = mixed(opened, on_bad_data="mask")
+    lost = sum(int((batch["row_weight"] == 0).sum()) for _ in range(2) for batch in stream)
+    assert lost > 0 and {where.partition(":")[0] for where in stream.masked} == {"news", "books"}
 
 
 @pytest.mark.parametrize("weights", [None, SCHEDULE])
@@ -163,10 +178,10 @@ def test_lanes_follow_the_weights(weights: list[float], num_lanes: int) -> None:
         return
     lanes = share_lanes(weights, num_lanes)
     assert len(lanes) == num_lanes
-    small = sum(0 < w / sum(weights) * num_lanes < 1 for w in weights)
+    small = sum(w > 0 and w / sum(weights) * num_lanes < 1 for w in weights)
     for number, weight in enumerate(weights):
         count, wanted = lanes.count(number), weight / sum(weights) * num_lanes
-        assert (count > 0) == (weight > 0 and wanted > 0)
+        assert (count > 0) == (weight > 0)
         assert abs(count - wanted) <= 1 + small
 
 
@@ -185,6 +200,9 @@ def test_lanes_of_a_dataset_are_spread(datasets: dict[str, Dataset]) -> None:
         ({"news": -1, "books": 2}, "weights from step 0 on are .* give numbers, one above 0"),
         ({"news": 0}, "give numbers, one above 0"),
         ({"news": float("nan")}, "give numbers"),
+        ({"news": "1"}, "give numbers"),
+        ({"news": 1e308, "books": 1e308}, "give numbers"),
+        ([(0, {"news": 1}), (1.5, {"news": 1})], r"steps are \[0, 1.5\]"),
     ],
 )
 def test_weights_that_make_no_sense_are_refused(
@@ -199,7 +217,7 @@ def test_what_can_not_be_mixed_is_refused(datasets: dict[str, Dataset], tmp_path
         mixed(datasets, {"new": 1})
     with pytest.raises(ConfigError, match="num_lanes is 2, fewer than the 3 datasets"):
         mixed(datasets, num_lanes=2)
-    with pytest.raises(TooFewRows, match="has 100 rows, global_batch_size is 256"):
+    with pytest.raises(ConfigError, match="`code` has 100 rows in train, and is to give 256 to each step"):
         mix(datasets, {"code": 1}, 256)
     blocks = write_tiny_dataset(tmp_path / "blocks", 100, layout="blocks")
     with pytest.raises(DatasetsDiffer, match="columns or layout differ"):

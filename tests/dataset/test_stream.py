@@ -200,6 +200,15 @@ def test_wrong_names_and_numbers_are_refused(dataset: Dataset) -> None:
         ConfigError, match=r"memory_bytes is 1,000; 8 lanes and 2 threads .* need [\d,]+ at least: allow"
     ):
         dataset.stream("train", 8, memory_bytes=1000)
+    with pytest.raises(ConfigError, match="on_bad_data is 'Fail'; allowed are 'fail' and 'mask'"):
+        dataset.stream("train", 8, on_bad_data="Fail")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="global_batch_size is 8, fewer than the 9 ranks"):
+        dataset.stream("train", 8, world=World(0, 9))
+    with pytest.raises(ConfigError, match=r"global_batch_size is 8\.0, num_lanes 8; give whole numbers"):
+        dataset.stream("train", 8.0)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"seed is 1\.5; give a whole number"):
+        dataset.stream("train", 8, seed=1.5)  # type: ignore[arg-type]
+    json.dumps(dataset.stream("train", np.int64(8), seed=np.int32(3)).state_dict())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="verify is 'never'; allowed are 'first' and 'always'"):
         dataset.stream("train", 8, verify="never")  # type: ignore[arg-type]
 
@@ -308,6 +317,32 @@ def test_a_forgotten_iteration_leaves_no_thread(dataset: Dataset) -> None:
     del batches
     gc.collect()
     assert not reader_threads()
+
+
+def test_the_garbage_collector_can_close_an_iteration_in_a_reader_thread(dataset: Dataset) -> None:
+    """A cycle that holds an iteration is freed wherever the collector happens to run."""
+
+    class Holder:
+        batches: Any
+        itself: Any
+
+    before = gc.get_threshold()
+    try:
+        for _ in range(15):
+            holder = Holder()
+            holder.batches = iter(dataset.stream("train", 64, num_lanes=64, columns=["row_id"]))
+            holder.itself = holder
+            next(holder.batches)
+            gc.set_threshold(1, 1, 1)
+            del holder
+            deadline = time.monotonic() + 20
+            while reader_threads() and time.monotonic() < deadline:
+                gc.collect()
+                time.sleep(0.01)
+            gc.set_threshold(*before)
+            assert not reader_threads()
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_no_thread_starts_before_the_first_batch_is_asked_for(dataset: Dataset) -> None:
@@ -525,6 +560,14 @@ def test_text_comes_as_bytes_where_it_is_asked_for(
                     texts = [whole[i:j].decode() for i, j in pairwise(offsets)]
                     assert texts == [f"row {row}" for row in batch["row_id"].tolist()]
                     assert offsets[-1] == len(whole)
+
+
+def test_text_can_be_all_that_is_asked_for(shaped: dict[str, Dataset]) -> None:
+    for dataset in shaped.values():
+        stream = dataset.stream("train", 32, columns=["text"])
+        batches = list(stream)
+        assert len(batches) == stream.steps_per_epoch > 0
+        assert all(len(batch["text_offsets"]) == 33 for batch in batches)
 
 
 def test_text_can_be_padded(shaped: dict[str, Dataset]) -> None:

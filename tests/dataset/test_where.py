@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from sparktrain.dataset import Dataset, Stream
+from sparktrain.dataset import Dataset, Stream, open_dataset
+from sparktrain.dataset.layout import pack
 from sparktrain.dataset.read import RowGroupReader
 from sparktrain.errors import ConfigError, NameUnknown, StreamStateMismatch, TooFewRows
 from sparktrain.testing import write_tiny_dataset
@@ -88,6 +90,8 @@ def test_row_groups_that_the_footer_decides_are_not_read(
         ([("rowid", "<", 1)], NameUnknown, "no column `rowid`.*Did you mean `row_id`"),
         ([("row_id", "=", 1)], ConfigError, r"where has \('row_id', '=', 1\); give .* one of ==, !=, <"),
         (["row_id"], ConfigError, "where has 'row_id'; give"),
+        (("row_id", "<", 3), ConfigError, r"give \[\(column, operator, value\)\]"),
+        ([("row_id", [1], 3)], ConfigError, "with one of"),
         ([("row_id", "<", "1")], ConfigError, "`row_id` is int64: compare it with numbers"),
         ([("text", "==", 1)], ConfigError, "`text` is string: compare it with text"),
         ([("text", "in", "row 1")], ConfigError, "after `in` comes a list of values"),
@@ -100,6 +104,40 @@ def test_conditions_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(error, match=said):
         dataset.stream("train", 8, where=where)
+
+
+def test_numbers_mean_the_same_whatever_the_layout_and_the_footers_tell(tmp_path: Path) -> None:
+    """0.1 is the float32 next to it; NaN, which footers leave out, is neither large nor small."""
+    for layout in ("columns", "blocks"):
+        made = write_tiny_dataset(tmp_path / layout, [[50, 50]], layout=layout)  # type: ignore[arg-type]
+        names = [column.name for column in made.manifest.columns]
+        values = {name: made.to_arrow("train")[name].to_numpy().copy() for name in names}
+        values["numeric_0"][:] = 0.1
+        values["numeric_1"][10:20] = np.nan
+        path = made.path / made.manifest.splits["train"].parts[0].path
+        table = pack(values, made.manifest.columns, made.manifest.layout)
+        with pq.ParquetWriter(path, table.schema) as writer:
+            for start in (0, 50):
+                writer.write_table(table.slice(start, 50))
+        old = made.manifest.splits["train"].parts[0].size_bytes
+        text = made.manifest.to_json().replace(f": {old}", f": {path.stat().st_size}")
+        (made.path / "manifest.json").write_text(text)
+        dataset = open_dataset(made.path)
+        for term, rows in (
+            (("numeric_0", "==", 0.1), 100),
+            (("numeric_0", "<=", 0.1), 100),
+            (("numeric_0", "in", [0.1]), 100),
+            (("numeric_1", ">=", -100.0), 90),
+            (("numeric_1", "<", 100.0), 90),
+        ):
+            assert len(ids(dataset.stream("train", 10, num_lanes=1, where=[term]))) == rows
+        with pytest.raises(TooFewRows, match="has 0 rows"):
+            dataset.stream("train", 10, num_lanes=1, where=[("numeric_0", ">", 0.1)])
+
+
+def test_the_order_of_a_list_of_values_means_nothing(dataset: Dataset) -> None:
+    state = dataset.stream("train", 8, where=[("category_0", "in", [2, 3])]).state_dict()
+    dataset.stream("train", 8, where=[("category_0", "in", [np.int64(3), 2])]).load_state_dict(state)
 
 
 def test_nothing_is_read_without_a_condition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
