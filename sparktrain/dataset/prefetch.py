@@ -6,7 +6,6 @@ import atexit
 import heapq
 import os
 import threading
-import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -15,6 +14,7 @@ Made = TypeVar("Made")
 
 THREAD_NAME = "sparktrain-reader"
 _CLOSE_SECONDS = 10.0
+_LOOK_SECONDS = 0.1
 
 
 class ReadAhead(Generic[Item, Made]):
@@ -103,10 +103,13 @@ class ReadAhead(Generic[Item, Made]):
             return  # by the garbage collector, maybe with the lock held; the others look every second
         with self._lock:
             self._room.notify_all()
-        deadline = time.monotonic() + _CLOSE_SECONDS
+        # Short waits that are counted: one long wait is over, and no thread has run, when the whole process
+        # was stopped for that long, by its machine or by a collection of garbage that holds the interpreter.
+        looks = int(_CLOSE_SECONDS / _LOOK_SECONDS)
         for thread in self._threads:
-            if thread.ident is not None:  # it was started
-                thread.join(max(deadline - time.monotonic(), 0.0))
+            while thread.is_alive() and looks:
+                thread.join(_LOOK_SECONDS)
+                looks -= 1
         self._items.clear()
         self._made.clear()
 
