@@ -321,28 +321,28 @@ def test_a_forgotten_iteration_leaves_no_thread(dataset: Dataset) -> None:
 
 def test_the_garbage_collector_can_close_an_iteration_in_a_reader_thread(dataset: Dataset) -> None:
     """A cycle that holds an iteration is freed wherever the collector happens to run."""
-
-    class Holder:
-        batches: Any
-        itself: Any
-
-    before = gc.get_threshold()
-    try:
-        for _ in range(15):
-            holder = Holder()
-            holder.batches = iter(dataset.stream("train", 64, num_lanes=64, columns=["row_id"]))
-            holder.itself = holder
-            next(holder.batches)
-            gc.set_threshold(1, 1, 1)
-            del holder
-            deadline = time.monotonic() + 20
-            while reader_threads() and time.monotonic() < deadline:
-                gc.collect()
-                time.sleep(0.01)
-            gc.set_threshold(*before)
-            assert not reader_threads()
-    finally:
-        gc.set_threshold(*before)
+    program = (
+        "import gc, sys, threading, time\n"
+        "from sparktrain.dataset import open_dataset\n"
+        "dataset = open_dataset(sys.argv[1])\n"
+        "class Holder: pass\n"
+        "for _ in range(15):\n"
+        "    holder = Holder()\n"
+        "    holder.batches = iter(dataset.stream('train', 64, num_lanes=64, columns=['row_id']))\n"
+        "    holder.itself = holder\n"
+        "    next(holder.batches)\n"
+        "    gc.set_threshold(1, 1, 1)\n"
+        "    del holder\n"
+        "    deadline = time.monotonic() + 20\n"
+        "    while threading.active_count() > 1 and time.monotonic() < deadline:\n"
+        "        gc.collect(); time.sleep(0.01)\n"
+        "    gc.set_threshold(700, 10, 10)\n"
+        "    assert threading.active_count() == 1, threading.enumerate()\n"
+        "print('done')"
+    )
+    command = [sys.executable, "-c", program, str(dataset.path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
 
 
 def test_no_thread_starts_before_the_first_batch_is_asked_for(dataset: Dataset) -> None:
