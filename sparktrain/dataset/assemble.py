@@ -12,7 +12,6 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import pyarrow as pa
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from sparktrain.dataset.buffers import Buffers
@@ -187,12 +186,7 @@ def _every(array: Array, copy: Copy, stride: int) -> Array:
     to_column, to_row, *inside = array.strides
     last = copy.start + (copy.num_steps - 1) * stride + copy.width
     assert last <= array.shape[1], "a view past the end of the row group"
-    first = array[:, copy.start :]
     shape = (array.shape[0], copy.num_steps, copy.width, *array.shape[2:])
     strides = (to_column, to_row * stride, to_row, *inside)
     # numpy's as_strided does the same in many times the time, which is what counts with small copies
-    return (
-        np.ndarray(shape, array.dtype, first, 0, strides)
-        if first.flags.c_contiguous
-        else as_strided(first, shape, strides, writeable=False)
-    )
+    return np.ndarray(shape, array.dtype, array, copy.start * to_row, strides)
