@@ -49,15 +49,9 @@ class RemotePart:
     def read_row_group(
         self, number: int, columns: Sequence[str] | None = None, use_threads: bool = True
     ) -> pa.Table:
-        return self.read_row_groups([number], columns, use_threads)
-
-    def read_row_groups(
-        self, numbers: Sequence[int], columns: Sequence[str] | None = None, use_threads: bool = True
-    ) -> pa.Table:
-        which = f"row group{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
-        with self._path.failures(which):
+        with self._path.failures(f"row group {number}"):
             # A reader of its own, because one keeps the bytes that it read ahead for as long as it lives.
-            return self._file(self.metadata).read_row_groups(numbers, columns, use_threads=use_threads)
+            return self._file(self.metadata).read_row_group(number, columns, use_threads=use_threads)
 
     def close(self) -> None:
         self._source.close()
@@ -93,19 +87,14 @@ class CachedPart(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
     def read_row_group(
         self, number: int, columns: Sequence[str] | None = None, use_threads: bool = True
     ) -> pa.Table:
-        return self.read_row_groups([number], columns, use_threads)
-
-    def read_row_groups(
-        self, numbers: Sequence[int], columns: Sequence[str] | None = None, use_threads: bool = True
-    ) -> pa.Table:
         if self._instead is None:
             try:
-                return super().read_row_groups(numbers, columns, use_threads=use_threads)
+                return super().read_row_group(number, columns, use_threads=use_threads)
             except (pa.ArrowException, OSError):
                 self._cache.discard(self._cached)
                 source = self._path.open_input_file()
                 self._instead = RemotePart(self._path, source, dict.fromkeys(self._options, True), None)
-        return self._instead.read_row_groups(numbers, columns, use_threads)
+        return self._instead.read_row_group(number, columns, use_threads)
 
     def close(self, force: bool = False) -> None:
         super().close(force)
