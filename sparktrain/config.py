@@ -132,6 +132,18 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(3, ge=1)
     start_timeout_seconds: float = Field(120, gt=0, description="until every rank has met the others")
     collective_timeout_seconds: float = Field(600, gt=0, description="until a silent peer counts as lost")
+    stall_timeout_seconds: float = Field(
+        600, gt=0, description="until a gang that does not come forward ends"
+    )
+    max_restarts: int = Field(
+        3, ge=0, description="in a row without a new checkpoint, after ranks or executors were lost"
+    )
+    restart_delay_seconds: float = Field(
+        2, ge=0, description="before the second restart in a row; doubles with each"
+    )
+    min_ranks: int | None = Field(
+        None, ge=1, description="with which a restart goes on if slots were lost; empty: with all"
+    )
     reference: Literal["logistic_regression", "none"] = "logistic_regression"
 
     @model_validator(mode="after")
@@ -143,6 +155,8 @@ class TrainConfig(Section):
                 f"{self.global_batch_size}; "
                 f"the next smaller that does is {fits}"
             )
+        if self.min_ranks is not None and self.min_ranks > self.ranks:
+            raise ValueError(f"min_ranks {self.min_ranks} is more than ranks {self.ranks}")
         if self.global_batch_size < self.ranks:
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} is smaller than ranks {self.ranks}: a "

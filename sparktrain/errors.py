@@ -29,6 +29,7 @@ class SparktrainError(Exception):
     """Root of everything this package raises on purpose; `exit_code` is what a command ends with."""
 
     exit_code = EXIT_INFRASTRUCTURE
+    is_transient = False  # whether another attempt may well succeed
     result: Mapping[str, object] = MappingProxyType({})
     """What the run left behind, for those who read it by machine; set where a run directory exists."""
 
@@ -238,6 +239,8 @@ class DatasetInvalid(DataError):
 class StoreFailed(SparktrainError):
     """An object store refused to give something, or did not answer in time."""
 
+    is_transient = True
+
     def __init__(self, what: str, reason: str, tries: int | None, seconds: float) -> None:
         self.tries = tries
         tried = f"tried {tries} times in {seconds:.0f} s" if tries else f"given up after {seconds:.0f} s"
@@ -351,6 +354,7 @@ class RankLost(SparktrainError, RuntimeError):
     """A rank vanished without an error of its own (killed, out of memory, executor lost)."""
 
     exit_code = EXIT_INFRASTRUCTURE
+    is_transient = True
 
     def __init__(self, ranks: Sequence[int], detail: str, logs: Sequence[str] = ()) -> None:
         who = ", ".join(map(str, ranks)) or "unknown"
@@ -360,6 +364,56 @@ class RankLost(SparktrainError, RuntimeError):
             "Continue from the last checkpoint with resume=true."
         )
         super().__init__(text + ("\nFull logs:\n" + bullet_list(logs) if logs else ""))
+
+
+class GangStalled(SparktrainError, RuntimeError):
+    """No rank came forward for too long: who seems to hang, and where all of them were."""
+
+    exit_code = EXIT_INFRASTRUCTURE
+    is_transient = True
+
+    def __init__(self, seconds: float, step: int | None, hanging: Sequence[str], logs: Sequence[str]) -> None:
+        at = f" (it was at step {step})" if step is not None else ""
+        who = "; ".join(hanging) or "who hangs could not be told apart"
+        super().__init__(
+            f"The gang hangs: no rank came forward for {seconds:g} s{at}: {who}. If a step or a save may "
+            "take that long, raise train.stall_timeout_seconds.\nStack dumps and logs:\n" + bullet_list(logs)
+        )
+
+
+class GangNotStarted(SparktrainError, RuntimeError):
+    """Spark did not start all ranks in time: the slots are there, but other work holds them."""
+
+    exit_code = EXIT_INFRASTRUCTURE
+
+    def __init__(self, size: int, started: int, seconds: float) -> None:
+        super().__init__(
+            f"Spark started {started} of {size} ranks within {seconds:g} s. Other jobs of this application, "
+            "or another gang, hold the slots that are missing, or executors are gone; let them end first, or "
+            "raise start_timeout_seconds."
+        )
+
+
+class RestartsExhausted(SparktrainError, RuntimeError):
+    """The gang failed again and again without coming further."""
+
+    exit_code = EXIT_INFRASTRUCTURE
+
+    def __init__(self, attempts: int, step: int, last: str) -> None:
+        super().__init__(
+            f"{attempts} attempts in a row came no further than the checkpoint of step {step}; giving up. "
+            "When the cause is gone, resume=true continues from there; train.max_restarts allows more. "
+            f"The last attempt: {last}"
+        )
+
+
+class RankEnded(SparktrainError, RuntimeError):
+    """A rank's process gave no answer; people see what the driver makes of it, a RankFailed or RankLost."""
+
+    exit_code = EXIT_INFRASTRUCTURE
+
+    def __init__(self, rank: int, how: str, log: str) -> None:
+        super().__init__(f"Rank {rank} gave no answer: {how}. Its log is {log}")
 
 
 class SparkFailed(SparktrainError, RuntimeError):
@@ -450,6 +504,8 @@ class LossNotByRow(SparktrainError, ValueError):
 
 class RendezvousTimeout(SparktrainError, TimeoutError):
     """The ranks did not all meet in time."""
+
+    is_transient = True
 
     def __init__(self, rank: int, size: int, seconds: float, detail: str) -> None:
         super().__init__(

@@ -14,10 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sparktrain"
 
 # Each room may import itself and the rooms named here.
-FOUNDATION = {"errors", "world", "file_cache", "storage", "splitting", "config"}
+FOUNDATION = {"errors", "world", "pulse", "faults", "file_cache", "storage", "splitting", "config"}
 ALLOWED = {
     "errors": set(),
     "world": set(),
+    "pulse": set(),
+    "faults": {"errors", "world", "storage"},
     "splitting": set(),
     "config": {"errors", "splitting"},
     "file_cache": set(),
@@ -39,6 +41,8 @@ MLFLOW_ROOMS = {"runs", "scoring"}
 TORCH_FREE_ROOMS = {
     "errors",
     "world",
+    "pulse",
+    "faults",
     "splitting",
     "config",
     "file_cache",

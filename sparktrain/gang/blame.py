@@ -6,18 +6,18 @@ import json
 import os
 import re
 import socket
+import sys
 import sysconfig
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch.distributed as dist
 
 import sparktrain
 from sparktrain.errors import AttemptExists, RankFailed, RankLost, SparktrainError, StepFailed
 from sparktrain.gang.spec import GangSpec
+from sparktrain.gang.watch import ends_of
 from sparktrain.storage import commit_json
 from sparktrain.world import World
 
@@ -54,7 +54,9 @@ def write_error(spec: GangSpec, world: World, error: BaseException) -> None:
         step, error = error.step, error.__cause__ or error
     text = _text(error)
     file = spec.error_file(world.rank)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(exist_ok=True)
+    # To be read by people; before the other, which the driver takes for the news.
+    spec.traceback_file(world.rank).write_text(_encodable("".join(traceback.format_exception(error))))
     commit_json(
         file,
         {
@@ -66,9 +68,9 @@ def write_error(spec: GangSpec, world: World, error: BaseException) -> None:
             "time": time.time(),
             "victim": is_victim(error),
             "exit_code": error.exit_code if isinstance(error, SparktrainError) else None,
+            "transient": isinstance(error, SparktrainError) and error.is_transient,
             "message": text if isinstance(error, SparktrainError) else f"{type(error).__name__}: {text}",
             "user_lines": [_encodable(line) for line in user_lines(error)],
-            "traceback": _encodable("".join(traceback.format_exception(error))),
         },
     )
 
@@ -78,7 +80,9 @@ def is_victim(error: BaseException | None) -> bool:
     seen: set[int] = set()  # `raise error from error` makes a ring
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+        # Asked of the module only where it is loaded: an error of its own import must find its way out, too.
+        dist = sys.modules.get("torch.distributed")
+        if dist is not None and isinstance(error, dist.DistBackendError | dist.DistNetworkError):
             return True
         if type(error) is RuntimeError and _PEER_LOST.search(str(error)) is not None:
             return True
@@ -127,20 +131,26 @@ def diagnose(spec: GangSpec, report: str, lost: Sequence[int] = ()) -> Sparktrai
     """Explain why a gang failed.
 
     Args:
-        report: what Spark (or whoever ran the ranks) said, with all its stack; kept in a file.
-        lost: ranks whose processes are known to have died; else they are looked for in Spark's words.
+        report: what Spark (or whoever ran the ranks) said, with all its stack; kept in a file. "": nothing.
+        lost: ranks whose processes are known to have died; else they are looked for in the guards' words,
+            and in Spark's.
 
     Returns:
         `RankFailed` for the first rank that raised on its own account, else `RankLost`.
     """
     stack = spec.directory / "launcher-error.log"
-    stack.write_text(report, encoding="utf-8", errors="backslashreplace")
+    if report:
+        stack.write_text(report, encoding="utf-8", errors="backslashreplace")
     found = sorted(_read_errors(spec), key=lambda e: e["time"])
     silent = [rank for rank in range(spec.size) if rank not in {e["rank"] for e in found}]
     culprits = [e for e in found if not e["victim"]]
+    told = [str(stack)] if report else []
     if silent and not culprits:
+        logs = [*told, *_logs(spec, range(spec.size))]
+        if died := _died_first(spec, silent):
+            return RankLost([died["rank"]], _last_place(died), logs)
         named = [rank for rank in lost if rank in silent] or _lost_first(report, silent)
-        return RankLost(named, _cause(report), [str(stack), *_logs(spec, range(spec.size))])
+        return RankLost(named, _cause(report), logs)
     culprit = (culprits or found)[0]  # when each lost the others, all are there to tell: the first knows most
     failed = RankFailed(
         rank=culprit["rank"],
@@ -149,10 +159,24 @@ def diagnose(spec: GangSpec, report: str, lost: Sequence[int] = ()) -> Sparktrai
         step=culprit["step"],
         device=culprit["device"],
         user_lines=culprit["user_lines"],
-        logs=[str(spec.error_file(culprit["rank"])), *_logs(spec, [culprit["rank"]]), str(stack)],
+        logs=[str(spec.traceback_file(culprit["rank"])), *_logs(spec, [culprit["rank"]]), *told],
     )
     failed.exit_code = culprit["exit_code"] or failed.exit_code
+    failed.is_transient = not culprits or culprit["transient"]
     return failed
+
+
+def _died_first(spec: GangSpec, silent: Sequence[int]) -> dict[str, Any] | None:
+    """Of the ranks that said nothing, the first that ended by itself, and not because it was told to."""
+    ends = [end for rank, end in ends_of(spec).items() if rank in silent and end["status"] is not None]
+    return min(
+        (end for end in ends if end["status"] != "exit code 0"), key=lambda end: end["time"], default=None
+    )
+
+
+def _last_place(end: Mapping[str, Any]) -> str:
+    step = f" at step {end['step']}" if end["step"] is not None else ""
+    return f"process {end['pid']} on {end['host']}{step}: {end['status']}"
 
 
 def _lost_first(spark_error: str, silent: Sequence[int]) -> Sequence[int]:

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 from pyspark.sql import SparkSession
+from pyspark.sql.utils import is_remote
 
 from sparktrain.errors import NotEnoughSlots, SparktrainError
 from sparktrain.gang.blame import attempt_directory, diagnose
+from sparktrain.gang.output import Tail
 from sparktrain.gang.pickling import pickle_call
 from sparktrain.gang.spec import GangSpec
+from sparktrain.gang.stage import Stage, context_of, profile_of_rank
+from sparktrain.gang.watch import Watch, wait_until_gone
 from sparktrain.gang.worker import ANSWER_SCHEMA, run_rank
 
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.25
+_STOP_SECONDS = 3.0  # until ranks that are told to end have done so; then Spark is asked to end them
+_CANCEL_SECONDS = 7.0
 _SLOT_WAIT_SECONDS = 20.0  # on a busy machine executors took 8 to register
 
 
@@ -30,16 +41,23 @@ class Gang:
         >>> Gang(ranks=2).run(torch.distributed.get_rank)
         [0, 1]
 
+    Each rank is a process of its own, forked from Spark's Python worker, in which nothing of it stays.
+
     Args:
-        spark: session to use; the active one if None.
+        spark: session to use, classic or Spark Connect; the active one if None.
         ranks: how many; each takes one slot of Spark.
-        cpus_per_rank: threads for torch and Arrow in each rank.
+        cpus_per_rank: threads for torch and Arrow in each rank; from Spark 4 on, and elsewhere than on a
+            local master, a rank's Spark task takes as many cores.
         gpus_per_rank: 1: NCCL, and `World.device` is the granted GPU; 0: gloo on the CPU.
         start_timeout_seconds: until every rank has met the others.
         collective_timeout_seconds: until a silent peer counts as lost.
+        stall_timeout_seconds: until a gang of which no rank calls `sparktrain.pulse.beat()` is given up, with
+            the stacks of all ranks in files; None: never.
         directory: where the gang's files go, seen by driver and executors; a temporary one if None, which
             suits local masters only.
         attempt: number of this try, from 1.
+        preload: modules that Spark's Python workers import before they fork a rank, once for all their gangs.
+        on_output: gets what rank 0 prints, live; None: it goes to stdout. All of it is in the rank's log.
     """
 
     def __init__(
@@ -51,12 +69,16 @@ class Gang:
         gpus_per_rank: int = 0,
         start_timeout_seconds: float = 120.0,
         collective_timeout_seconds: float = 600.0,
+        stall_timeout_seconds: float | None = None,
         directory: str | Path | None = None,
         attempt: int = 1,
+        preload: Sequence[str] = (),
+        on_output: Callable[[str], object] | None = None,
     ) -> None:
         if ranks < 1:
             raise ValueError(f"ranks is {ranks}; a gang has at least 1")
         self._spark, self._ranks, self._directory = spark or active_session(), ranks, directory
+        self._stall_timeout_seconds, self._on_output = stall_timeout_seconds, on_output
         self._options: dict[str, Any] = {
             "size": ranks,
             "cpus_per_rank": cpus_per_rank,
@@ -64,6 +86,7 @@ class Gang:
             "start_timeout_seconds": start_timeout_seconds,
             "collective_timeout_seconds": collective_timeout_seconds,
             "attempt": attempt,
+            "preload": ("sparktrain.gang.rendezvous", *preload),
         }
 
     def check(self) -> None:
@@ -75,10 +98,13 @@ class Gang:
 
         Raises:
             NotEnoughSlots: before anything is launched.
+            NotPicklable: `function` or one of `args` can't be sent; likewise.
+            AttemptExists: `directory` was used before; likewise.
+            VersionsDiffer: an executor's packages are not the driver's; before the call.
+            GangNotStarted: other work holds the slots.
             RankFailed: a rank raised; names the culprit, not those who lost their peer by it.
             RankLost: a rank vanished.
-        NotPicklable: `function` or one of `args` can't be sent.
-        AttemptExists: `directory` was used before.
+            GangStalled: no rank came forward.
         """
         payload = pickle_call(function, args)
         self.check()
@@ -93,22 +119,50 @@ class Gang:
     def _launch(self, directory: Path, payload: bytes) -> list[Any]:
         token = secrets.token_hex(16)
         spec = GangSpec(directory=directory.resolve(), token=token, payload=payload, **self._options)
-        # range() has as many partitions as ranks: a repartitioned frame can leave one empty, or fold them.
-        one_row_each = self._spark.range(0, self._ranks, 1, self._ranks)
-        stage = one_row_each.mapInArrow(partial(run_rank, spec=spec), ANSWER_SCHEMA, barrier=True)
-        try:
-            answers = stage.collect()
-        except SparktrainError:
-            raise
-        except Exception as error:
-            # from None: the JVM's stack is in a file, not on the screen
-            raise diagnose(spec, _whole_text(error)) from None
-        values = {int(answer["rank"]): cloudpickle.loads(bytes(answer["value"])) for answer in answers}
-        return [values[rank] for rank in range(self._ranks)]
+        spec.create_folders()
+        function = partial(run_rank, spec=spec)
+        profile = profile_of_rank(self._spark, spec.cpus_per_rank, spec.gpus_per_rank)
+        with Tail(spec.log_file(0), self._on_output or sys.stdout.write):
+            stage = Stage(self._spark, function, ANSWER_SCHEMA, self._ranks, profile)
+            try:
+                watch = Watch(spec, self._stall_timeout_seconds)
+                while not stage.ended.wait(_LOOK_SECONDS):
+                    watch.look()
+            finally:
+                # Also when all goes well: it costs nothing, and no rank may outlive this call.
+                _end(stage, spec)
+        if (failure := _failure(spec, stage)) is not None:
+            raise failure
+        answers = {int(row["rank"]): bytes(row["value"]) for row in stage.rows or ()}
+        return [cloudpickle.loads(answers[rank]) for rank in range(spec.size)]
+
+
+def _end(stage: Stage, spec: GangSpec) -> None:
+    """Let no rank live on; those of a stage that succeeded are gone already."""
+    if stage.rows is not None:
+        return
+    spec.stop_file.touch()
+    if not stage.ended.wait(_STOP_SECONDS):
+        stage.cancel()
+        stage.ended.wait(_CANCEL_SECONDS)
+    if alive := wait_until_gone(spec):
+        logger.warning("ranks %s of %s did not tell of their end; going on without", alive, spec.directory)
+
+
+def _failure(spec: GangSpec, stage: Stage) -> SparktrainError | None:
+    if stage.error is not None:
+        return diagnose(spec, "".join(traceback.format_exception(stage.error)))
+    answers = {int(row["rank"]): row["value"] for row in stage.rows or ()}
+    is_whole = len(answers) == spec.size and None not in answers.values()
+    return None if is_whole else diagnose(spec, "")
 
 
 def active_session() -> SparkSession:
     session = SparkSession.getActiveSession()
+    if session is None and is_remote():
+        from pyspark.sql.connect.session import SparkSession as ConnectSession
+
+        session = cast("SparkSession | None", ConnectSession.getActiveSession())
     if session is None:
         raise ValueError("There is no active SparkSession: create one, or pass spark=…")
     return session
@@ -134,12 +188,8 @@ def _is_fixed(spark: SparkSession) -> bool:
 
 def num_slots(spark: SparkSession) -> int | None:
     """Tasks that can run at once on all executors there are; None over Spark Connect, which does not tell."""
-    context = getattr(spark, "_sc", None)
+    context = context_of(spark)
     if context is None:
         return None
     scala = context._jsc.sc()
     return int(scala.maxNumConcurrentTasks(scala.resourceProfileManager().defaultResourceProfile()))
-
-
-def _whole_text(error: Exception) -> str:
-    return "".join(traceback.format_exception(error))

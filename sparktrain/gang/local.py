@@ -60,6 +60,7 @@ def run_ranks(
         start_timeout_seconds=timeout_seconds,
         collective_timeout_seconds=timeout_seconds,
     )
+    spec.create_folders()
     _raise_for(spec, _run(spec, timeout_seconds), timeout_seconds)
     values = _values(spec)
     shutil.rmtree(spec.directory)  # after an error it stays: the message points into it
@@ -104,17 +105,18 @@ def _wait_for(ranks: Sequence[ForkServerProcess], timeout_seconds: float) -> Non
 
 
 def _be_rank(spec: GangSpec, rank: int, environment: Mapping[str, str]) -> None:
-    from sparktrain.gang.worker import call_in_group, log_to
+    from sparktrain.gang.process import redirect_output
+    from sparktrain.gang.worker import call_in_group
 
     os.environ.clear()  # what is there comes from the server's start
     os.environ.update(environment)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    with log_to(spec.log_file(rank)):
-        try:
-            value = call_in_group(spec, World(rank=rank, size=spec.size, local_rank=rank), "127.0.0.1")
-        except BaseException:
-            traceback.print_exc()
-            raise SystemExit(1) from None
+    redirect_output(spec.log_file(rank))
+    try:
+        value = call_in_group(spec, World(rank=rank, size=spec.size, local_rank=rank), "127.0.0.1")
+    except BaseException:
+        traceback.print_exc()
+        raise SystemExit(1) from None
     _value_file(spec, rank).write_bytes(value)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sparktrain.config import DataConfig, TrainConfig
 from sparktrain.dataset import open_dataset
+from sparktrain.faults import FaultPlan
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.events import EventWriter
 from sparktrain.storage import AnyPath
@@ -33,6 +34,7 @@ class RunSpec:
         dataset: directory of the dataset, likewise, or where it lies in an object store.
         resume_from: a checkpoint's directory, the same for every rank; None: from the start.
         data: how the dataset is read.
+        faults: what is to go wrong, in tests.
     """
 
     run_dir: Path
@@ -41,6 +43,7 @@ class RunSpec:
     config: TrainConfig
     resume_from: Path | None
     data: DataConfig = field(default_factory=DataConfig)
+    faults: FaultPlan | None = None
 
 
 def train_rank(spec: RunSpec) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def train_rank(spec: RunSpec) -> dict[str, Any]:
     saved = verify_checkpoint(spec.resume_from) if spec.resume_from else None
     dataset = open_dataset(spec.dataset, reader=spec.data.reader)
     with EventWriter(run.events, world.rank, world.attempt) as emit:
-        loop = Loop(spec.task, dataset, spec.config, world, run.checkpoints, emit, spec.data)
+        loop = Loop(spec.task, dataset, spec.config, world, run.checkpoints, emit, spec.data, spec.faults)
         outcome = loop.run(saved)
     if outcome.test is not None and outcome.test.prediction is not None:
         name = "probability" if dataset.features.has_binary_target else "prediction"

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyspark.sql import SparkSession
@@ -15,9 +14,11 @@ from pyspark.sql import SparkSession
 from sparktrain.config import Config
 from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.errors import EXIT_CONFIG, ConfigError, PipelineFailed, ResumeRefused, SparktrainError
+from sparktrain.faults import FaultPlan
 from sparktrain.gang.blame import user_lines
-from sparktrain.gang.launch import Gang, active_session
-from sparktrain.gang.rank import RunSpec, train_rank
+from sparktrain.gang.launch import active_session
+from sparktrain.gang.rank import RunSpec
+from sparktrain.gang.restart import Attempts
 from sparktrain.gang.shipping import ship_code_of
 from sparktrain.runs.describe import flatten
 from sparktrain.runs.directory import FINISHED, RunDirectory
@@ -25,7 +26,7 @@ from sparktrain.runs.follow import Follower
 from sparktrain.runs.publish import publish
 from sparktrain.runs.tracking import Tracker
 from sparktrain.storage import commit_json, read_json
-from sparktrain.training.checkpoint import newest_valid
+from sparktrain.training.checkpoint import Checkpoint, newest_valid
 from sparktrain.training.task import TrainTask
 from sparktrain.world import World
 
@@ -84,6 +85,7 @@ def train(
     *,
     spark: SparkSession | None = None,
     on_event: Callable[[Mapping[str, Any]], None] | None = None,
+    on_output: Callable[[str], object] | None = None,
 ) -> TrainResult:
     """Train `task` on `dataset` with a gang, log the run to MLflow, and register the model.
 
@@ -93,6 +95,7 @@ def train(
         config: `config.resume` continues the newest unfinished run of the pipeline, if there is one.
         spark: session to use; the active one if None.
         on_event: called on the driver, from another thread, with each event of the ranks.
+        on_output: likewise, with what rank 0 prints, as it comes; None: it goes to stdout.
 
     Raises:
         SparktrainError: of the class that names the reason; see `sparktrain.errors`.
@@ -101,22 +104,28 @@ def train(
     model = check_training(dataset, task, config)
     session = spark or active_session()
     ship_code_of(session, task)
-    run, resume_from = _run_directory(dataset, config)
-    attempt = run.next_attempt()
-    gang = Gang(session, directory=run.attempt(attempt), attempt=attempt, **_gang_options(config))
-    gang.check()
+    run, saved = _run_directory(dataset, config)
+    faults = FaultPlan.from_environment(run.faults)
+    attempts = Attempts(session, run, config.train, on_output)
+    attempts.check()
     tracker = Tracker.start(run, config, dataset, model)
     facts: dict[str, Any] = {
         "run_id": tracker.run_id,
         "run_dir": str(run.path),
         "dataset": describe_dataset(dataset),
-        "world_size": config.train.ranks,
-        "attempts": attempt,
     }
-    spec = RunSpec(run.path, dataset.path.resolve(), task, config.train, resume_from, config.data)
-    with _ending(run, tracker, facts):
+    spec = RunSpec(
+        run.path,
+        dataset.path.resolve(),
+        task,
+        config.train,
+        saved.path if saved else None,
+        config.data,
+        faults,
+    )
+    with _ending(run, tracker, attempts, facts):
         with Follower(run, tracker, on_event):
-            outcome = gang.run(train_rank, spec)[0]
+            outcome = attempts.run(spec, saved.step if saved else 0)
         trained = time.monotonic()
         metrics, model_uri = publish(run, tracker, dataset, task, config, outcome)
         result = TrainResult(
@@ -125,6 +134,8 @@ def train(
             metrics=metrics,
             model_uri=model_uri,
             seconds={"train": trained - started, "publish": time.monotonic() - trained},
+            world_size=attempts.ranks,
+            attempts=attempts.number,
             **facts,
         )
         run.write_result(result.to_dict())
@@ -183,16 +194,6 @@ def _check_shards(dataset: Dataset, config: Config) -> None:
             read.stream(split, config.train.global_batch_size, world=world, **config.data.stream_options)
 
 
-def _gang_options(config: Config) -> dict[str, Any]:
-    return {
-        "ranks": config.train.ranks,
-        "cpus_per_rank": config.train.cpus_per_rank,
-        "gpus_per_rank": config.train.gpus_per_rank,
-        "start_timeout_seconds": config.train.start_timeout_seconds,
-        "collective_timeout_seconds": config.train.collective_timeout_seconds,
-    }
-
-
 def _check_class(task: TrainTask) -> None:
     """Refuse a Task that the registered model could not find again after the training."""
     module, name = type(task).__module__, type(task).__qualname__
@@ -201,7 +202,7 @@ def _check_class(task: TrainTask) -> None:
         raise ConfigError([f"{module}.{name} was given; {way_out}"], "the task to train")
 
 
-def _run_directory(dataset: Dataset, config: Config) -> tuple[RunDirectory, Path | None]:
+def _run_directory(dataset: Dataset, config: Config) -> tuple[RunDirectory, Checkpoint | None]:
     """Return the run's directory and the checkpoint to start from: of the run to resume, or new."""
     spec = {"dataset": dataset.fingerprint, **config.model_dump(mode="json")}
     if config.resume:
@@ -211,7 +212,7 @@ def _run_directory(dataset: Dataset, config: Config) -> tuple[RunDirectory, Path
             saved = newest_valid(run.checkpoints)
             where = f"step {saved.step}" if saved else "the start: it has no checkpoint yet"
             logger.info("resuming %s from %s", run.path, where)
-            return run, saved.path if saved else None
+            return run, saved
         logger.info("no unfinished run of %s to resume: starting a new one", config.pipeline)
     run = RunDirectory.create(config.storage.root, config.pipeline)
     commit_json(run.spec_file, spec)
@@ -235,7 +236,9 @@ def _compare(run: RunDirectory, before: Mapping[str, Any], now: Mapping[str, Any
 
 
 @contextmanager
-def _ending(run: RunDirectory, tracker: Tracker, facts: Mapping[str, Any]) -> Iterator[None]:
+def _ending(
+    run: RunDirectory, tracker: Tracker, attempts: Attempts, facts: Mapping[str, Any]
+) -> Iterator[None]:
     """However the run fails, leave its result and its status behind."""
     try:
         yield
@@ -243,7 +246,9 @@ def _ending(run: RunDirectory, tracker: Tracker, facts: Mapping[str, Any]) -> It
         killed = isinstance(error, KeyboardInterrupt | SystemExit)
         status = "killed" if killed else "failed"
         text = str(error) or type(error).__name__
-        result = TrainResult(status=status, error=text, **facts).to_dict()
+        result = TrainResult(
+            status=status, error=text, world_size=attempts.ranks, attempts=attempts.number, **facts
+        ).to_dict()
         run.write_result(result)
         if isinstance(error, SparktrainError | KeyboardInterrupt):
             error.result = result  # type: ignore[union-attr]  # for the command, which tells where the run lies

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TextIO
+from functools import partial
 
 import cloudpickle
 import pyarrow as pa
 from pyspark import BarrierTaskContext, TaskContext
 
-from sparktrain.errors import DeviceUnknown, NotABarrierStage
+from sparktrain.errors import DeviceUnknown, NotABarrierStage, RankEnded
 from sparktrain.gang.blame import write_error
+from sparktrain.gang.process import call_in_process
 from sparktrain.gang.spec import GangSpec
 from sparktrain.world import World
 
@@ -22,32 +21,40 @@ ANSWER_SCHEMA = "rank int, value binary"
 
 
 def run_rank(batches: Iterable[pa.RecordBatch], spec: GangSpec) -> Iterator[pa.RecordBatch]:
-    """Run one rank inside a barrier task; yields its answer: rank and cloudpickled value."""
+    """Run one rank from inside a barrier task; yields its answer: rank and cloudpickled value."""
     for _ in batches:  # the input only exists to make Spark start this task
         pass
     context = TaskContext.get()
     assert context is not None, "outside of a Spark task"
     rank = context.partitionId()
-    with log_to(spec.log_file(rank)):
-        world, address = _find_place(spec, context, rank)
-        value = call_in_group(spec, world, address)
-    yield pa.RecordBatch.from_pydict({"rank": pa.array([rank], pa.int32()), "value": [value]})
-
-
-def _find_place(spec: GangSpec, context: TaskContext, rank: int) -> tuple[World, str]:
-    """Return who we are, and this host's address; an error is written down like one of the call."""
+    value: bytes | None = None  # a rank that failed has none
     try:
-        hosts = _hosts_of_gang(spec, context)
-        world = World(
-            rank=rank,
-            size=spec.size,
-            local_rank=hosts[:rank].count(hosts[rank]),
-            device=_device(spec, context, hosts, rank),
-            attempt=spec.attempt,
-        )
+        world, address = _find_place(spec, context, rank)
+        for module in spec.preload:  # here, where the next gang finds them imported already
+            importlib.import_module(module)
+        value = call_in_process(partial(call_in_group, spec, world, address), spec, world)
+    except RankEnded:
+        # No error of Spark's: it would kill the Python workers of all ranks, and the next attempt would have
+        # to wait for new ones. The driver knows from files.
+        pass
     except Exception as error:
         write_error(spec, World(rank=rank, size=max(spec.size, rank + 1)), error)
         raise
+    yield pa.RecordBatch.from_pydict(
+        {"rank": pa.array([rank], pa.int32()), "value": pa.array([value], pa.binary())}
+    )
+
+
+def _find_place(spec: GangSpec, context: TaskContext, rank: int) -> tuple[World, str]:
+    """Return who we are, and this host's address."""
+    hosts = _hosts_of_gang(spec, context)
+    world = World(
+        rank=rank,
+        size=spec.size,
+        local_rank=hosts[:rank].count(hosts[rank]),
+        device=_device(spec, context, hosts, rank),
+        attempt=spec.attempt,
+    )
     return world, "127.0.0.1" if len(set(hosts)) == 1 else hosts[rank]
 
 
@@ -104,36 +111,3 @@ def device_index(address: str, visible: str | None) -> int:
     if not address.isdecimal():
         raise DeviceUnknown(address, visible)
     return int(address)
-
-
-@contextmanager
-def log_to(file: Path) -> Iterator[None]:
-    """Send the process' stdout and stderr, C libraries' included, to a file; put both back afterwards."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    streams = sys.stdout, sys.stderr
-    _flush(*streams)
-    saved = os.dup(1), os.dup(2)
-    try:
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        # Streams of our own: Spark's may lead elsewhere, and keep lines that die with a killed rank.
-        sys.stdout, sys.stderr = _text_stream(1), _text_stream(2)
-        yield
-    finally:
-        _flush(sys.stdout, sys.stderr, *streams)
-        sys.stdout, sys.stderr = streams
-        for number, descriptor in zip((1, 2), saved, strict=True):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
-        os.close(log)
-
-
-def _text_stream(descriptor: int) -> TextIO:
-    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
-
-
-def _flush(*streams: TextIO) -> None:
-    for stream in streams:
-        with suppress(ValueError, OSError):  # closed by the user's function, say
-            stream.flush()

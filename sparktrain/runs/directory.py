@@ -65,6 +65,11 @@ class RunDirectory:
         return self.path / "predictions"
 
     @property
+    def faults(self) -> Path:
+        """Marks of faults on purpose, in tests."""
+        return self.path / "faults"
+
+    @property
     def spec_file(self) -> Path:
         return self.path / "spec.json"
 

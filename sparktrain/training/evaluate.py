@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from sparktrain import pulse
 from sparktrain.dataset import Dataset
 from sparktrain.errors import LossNotByRow
 from sparktrain.features import FittedFeatures
@@ -60,6 +61,7 @@ def evaluate(
     kept: list[tuple[Tensor, Tensor]] = []
     model.eval()
     for batch in stream:
+        pulse.beat()
         real = batch["row_weight"] > 0
         rows = {name: column[real].to(world.device) for name, column in batch.items()}
         if not len(rows["row_id"]):

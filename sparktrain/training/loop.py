@@ -13,9 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from sparktrain import pulse
 from sparktrain.config import DataConfig, TrainConfig
 from sparktrain.dataset import Dataset, Stream
 from sparktrain.errors import NonFiniteLoss, StepFailed
+from sparktrain.faults import FaultPlan
 from sparktrain.training import checkpoint as checkpoints
 from sparktrain.training.checkpoint import Checkpoint
 from sparktrain.training.evaluate import Evaluation, evaluate, rows_to_device, weighted_losses
@@ -60,10 +62,11 @@ class Loop:
         directory: Path,
         emit: Emit,
         data: DataConfig | None = None,
+        faults: FaultPlan | None = None,
     ) -> None:
         self.task, self.dataset, self.config, self.world = task, dataset, config, world
         self.stream_options = (data or DataConfig()).stream_options
-        self.directory, self.emit = directory, emit
+        self.directory, self.emit, self.faults = directory, emit, faults
         torch.manual_seed(config.seed)  # the same weights on every rank
         self.model = task.build_model(dataset.features).to(world.device)
         self.optimizer = torch.optim.AdamW(
@@ -99,7 +102,10 @@ class Loop:
     def _train_epoch(self) -> None:
         self.window.restart(self.stream)
         for batch in self.stream:
+            pulse.beat(self.step)
             try:
+                if self.faults is not None:
+                    self.faults.strike(self.world, self.step + 1, batch)
                 self._update(rows_to_device(batch, self.world.device))
             except Exception as error:
                 raise StepFailed(self.step + 1) from error

@@ -32,7 +32,9 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
 
 
 def spec_in(directory: Path, size: int = 3) -> GangSpec:
-    return GangSpec(directory=directory, size=size, token="t", payload=b"")
+    spec = GangSpec(directory=directory, size=size, token="t", payload=b"")
+    spec.create_folders()
+    return spec
 
 
 def fail(spec: GangSpec, rank: int, error: BaseException) -> None:

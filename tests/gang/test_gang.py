@@ -103,7 +103,11 @@ def test_ranks_know_who_they_are_and_have_their_threads(spark: SparkSession) -> 
 
 def surroundings() -> dict[str, Any]:
     threads = [torch.get_num_threads(), pa.cpu_count()]
-    return {"environment": dict(os.environ), "threads": threads, "pid": os.getpid()}
+    return {"environment": dict(os.environ), "threads": threads, "worker": parent_of(os.getppid())}
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def inspect_worker(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -133,7 +137,7 @@ def test_ten_gangs_leave_spark_s_workers_as_they_were(spark: SparkSession) -> No
     before = workers_now(spark)
     pids = set()
     for _ in range(10):
-        pids |= {here["pid"] for here in Gang(spark, ranks=2, cpus_per_rank=2).run(surroundings)}
+        pids |= {here["worker"] for here in Gang(spark, ranks=2, cpus_per_rank=2).run(surroundings)}
     after = workers_now(spark)
     assert pids & before.keys() & after.keys(), "no worker was used again: nothing was tested"
     for pid in pids & before.keys() & after.keys():
@@ -216,7 +220,7 @@ def test_the_culprit_is_named_and_not_its_victim(spark: SparkSession) -> None:
     lines = str(failed.value).splitlines()
     assert "test_gang.py" in lines[1] and "break_one" in lines[1]
     assert "pyspark" not in "\n".join(lines).partition("Full logs")[0]
-    assert failed.value.__suppress_context__, "the JVM's stack would cover the screen"
+    assert failed.value.__context__ is None, "the JVM's stack would cover the screen"
 
 
 def break_one(culprit: int) -> None:
@@ -236,7 +240,7 @@ def test_a_temporary_directory_goes_after_success_and_stays_after_failure(
     assert failed.value.exit_code == EXIT_DATA, "it is to be that of the rank's error"
     (directory,) = temporary_files.iterdir()
     logs = [line.removeprefix("  - ") for line in str(failed.value).splitlines() if line.startswith("  - ")]
-    assert len(logs) == 3
+    assert len(logs) == 2
     assert all(Path(log).is_file() and Path(log).is_relative_to(directory) for log in logs)
 
 
@@ -262,7 +266,9 @@ def test_a_killed_rank_is_lost_and_named_and_its_last_lines_kept(
     spark: SparkSession, tmp_path: Path, peers_wait: bool
 ) -> None:
     started = time.monotonic()
-    with pytest.raises(RankLost, match=r"rank 1 ended without an error of its own \(Python worker exited"):
+    with pytest.raises(
+        RankLost, match=r"rank 1 ended without an error of its own \(process \d+ on \S+: killed by SIGKILL"
+    ):
         Gang(spark, ranks=2, directory=tmp_path / "gang").run(kill_one, peers_wait)
     assert time.monotonic() - started < 20
     assert "last words" in (tmp_path / "gang" / "logs" / "rank-001.log").read_text()
