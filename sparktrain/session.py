@@ -125,4 +125,5 @@ def _settings(config: Config, log: Path) -> dict[str, str]:
     }
     if config.spark.master.startswith("local"):
         ours |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+        ours["spark.python.daemon.module"] = "sparktrain.gang.daemon"  # its executors have what we have
     return ours

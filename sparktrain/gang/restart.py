@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 
 from sparktrain.config import TrainConfig
 from sparktrain.errors import RestartsExhausted, SparktrainError
+from sparktrain.gang.daemon import PRELOAD
 from sparktrain.gang.launch import Gang, num_slots
 from sparktrain.gang.rank import RunSpec, train_rank
 from sparktrain.runs.directory import RunDirectory
@@ -23,8 +24,6 @@ _LONGEST_DELAY_SECONDS = 60.0
 _LOOK_SECONDS = 0.2
 # How long executors that were lost may take to come back before the gang goes on with fewer ranks.
 _RETURN_SECONDS = 15.0
-# What takes longest of all that a training rank imports; in Spark's Python worker, for all attempts and runs.
-_PRELOAD = ("sparktrain.gang.rank", "torch._dynamo", "pandas")
 
 
 class Attempts:
@@ -96,7 +95,7 @@ class Attempts:
             stall_timeout_seconds=config.stall_timeout_seconds,
             directory=self._run.attempt(self.number),
             attempt=self.number,
-            preload=_PRELOAD,
+            preload=PRELOAD,
             on_output=self._on_output,
         )
 
