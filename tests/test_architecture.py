@@ -14,10 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sparktrain"
 
 # Each room may import itself and the rooms named here.
-FOUNDATION = {"errors", "world", "file_cache", "storage", "splitting", "config"}
+FOUNDATION = {"errors", "world", "versions", "file_cache", "storage", "splitting", "config"}
 ALLOWED = {
     "errors": set(),
     "world": set(),
+    "versions": {"errors"},
     "splitting": set(),
     "config": {"errors", "splitting"},
     "file_cache": set(),
@@ -39,6 +40,7 @@ MLFLOW_ROOMS = {"runs", "scoring"}
 TORCH_FREE_ROOMS = {
     "errors",
     "world",
+    "versions",
     "splitting",
     "config",
     "file_cache",
