@@ -132,6 +132,9 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(3, ge=1)
     start_timeout_seconds: float = Field(120, gt=0, description="until every rank has met the others")
     collective_timeout_seconds: float = Field(600, gt=0, description="until a silent peer counts as lost")
+    allow_plaintext_collectives: bool = Field(
+        False, description="let ranks talk unencrypted although Spark encrypts its network"
+    )
     reference: Literal["logistic_regression", "none"] = "logistic_regression"
 
     @model_validator(mode="after")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
-import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -15,13 +14,12 @@ from typing import Any
 import cloudpickle
 from pyspark.sql import SparkSession
 
-from sparktrain.errors import NotEnoughSlots, SparktrainError
+from sparktrain.errors import SparktrainError
 from sparktrain.gang.blame import attempt_directory, diagnose
 from sparktrain.gang.pickling import pickle_call
+from sparktrain.gang.slots import check_slots
 from sparktrain.gang.spec import GangSpec
 from sparktrain.gang.worker import ANSWER_SCHEMA, run_rank
-
-_SLOT_WAIT_SECONDS = 20.0  # on a busy machine executors took 8 to register
 
 
 class Gang:
@@ -112,33 +110,6 @@ def active_session() -> SparkSession:
     if session is None:
         raise ValueError("There is no active SparkSession: create one, or pass spark=…")
     return session
-
-
-def check_slots(spark: SparkSession, ranks: int) -> None:
-    """Refuse at once what Spark would wait for in silence: more ranks than slots.
-
-    Raises:
-        NotEnoughSlots: after some seconds in which executors may still register.
-    """
-    deadline = time.monotonic() + _SLOT_WAIT_SECONDS
-    while (slots := num_slots(spark)) is not None and slots < ranks:
-        if time.monotonic() > deadline or _is_fixed(spark):
-            raise NotEnoughSlots(ranks, slots)
-        time.sleep(0.1)
-
-
-def _is_fixed(spark: SparkSession) -> bool:
-    """Whether no executor can come any more."""
-    return (spark.sparkContext.master or "").startswith("local[")
-
-
-def num_slots(spark: SparkSession) -> int | None:
-    """Tasks that can run at once on all executors there are; None over Spark Connect, which does not tell."""
-    context = getattr(spark, "_sc", None)
-    if context is None:
-        return None
-    scala = context._jsc.sc()
-    return int(scala.maxNumConcurrentTasks(scala.resourceProfileManager().defaultResourceProfile()))
 
 
 def _whole_text(error: Exception) -> str:

@@ -18,6 +18,7 @@ from sparktrain.errors import EXIT_CONFIG, ConfigError, PipelineFailed, ResumeRe
 from sparktrain.gang.blame import user_lines
 from sparktrain.gang.launch import Gang, active_session
 from sparktrain.gang.rank import RunSpec, train_rank
+from sparktrain.gang.settings import check_before_launch
 from sparktrain.gang.shipping import ship_code_of
 from sparktrain.runs.describe import flatten
 from sparktrain.runs.directory import FINISHED, RunDirectory
@@ -100,6 +101,7 @@ def train(
     started = time.monotonic()
     model = check_training(dataset, task, config)
     session = spark or active_session()
+    check_before_launch(session, config.train)
     ship_code_of(session, task)
     run, resume_from = _run_directory(dataset, config)
     attempt = run.next_attempt()
