@@ -17,7 +17,7 @@ from sparktrain.gang.probe import Answer, Probe, ProbeTimeout, ask_executors
 from sparktrain.gang.settings import harmful_settings
 from sparktrain.gang.slots import check_slots, num_slots, profile_of_rank
 from sparktrain.runs.connection import check_tracking, resolve_tracking_uri, without_secrets
-from sparktrain.session import find_java, spark_session
+from sparktrain.session import find_java, is_connect, spark_session
 from sparktrain.storage import writable_directory
 
 
@@ -33,12 +33,12 @@ class Finding(TypedDict):
 def examine(config: Config) -> list[Finding]:
     """Look at this machine, the storage, MLflow, the pipeline, and at Spark with its executors."""
     findings = [
-        _ask("Java", lambda: f"Java {find_java()}"),
+        *([] if is_connect(config) else [_ask("Java", lambda: f"Java {find_java()}")]),
         _ask("storage", lambda: f"can write to {writable_directory(config.storage.root)}"),
         _ask("MLflow", partial(_tracking, config)),
         _ask("pipeline", partial(_pipeline, config)),
     ]
-    if any(finding["level"] == "error" for finding in findings[:2]):
+    if any(f["level"] == "error" for f in findings if f["what"] in ("Java", "storage")):
         return findings  # Spark can't start without either
     try:
         with spark_session(config) as spark:

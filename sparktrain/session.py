@@ -91,6 +91,11 @@ def start_spark(config: Config) -> SparkSession:
     return spark
 
 
+def is_connect(config: Config) -> bool:
+    """Whether Spark is reached by Spark Connect: a server has the Java, and the settings."""
+    return config.spark.master.startswith("sc://")
+
+
 def _active_session() -> SparkSession | None:
     if is_remote():
         from pyspark.sql.connect.session import SparkSession as ConnectSession
@@ -102,10 +107,11 @@ def _active_session() -> SparkSession | None:
 def _start(config: Config, log: Path | None) -> SparkSession:
     """Start a session; without `log` spark-submit has made all settings already."""
     builder = SparkSession.builder.appName(config.spark.app_name)
-    if config.spark.master.startswith("sc://"):
-        builder = builder.remote(config.spark.master)
+    if is_connect(config):
+        builder = builder.remote(config.spark.master).config("spark.sql.session.timeZone", "UTC")
         for name, value in config.spark.conf.items():
-            builder = builder.config(name, value)
+            if name.startswith("spark.sql."):  # the server runs already, with all others
+                builder = builder.config(name, value)
     elif log is not None:
         find_java()
         # Without it Spark's workers take the first `python3` on the PATH, not this environment's.

@@ -17,6 +17,7 @@ from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.errors import EXIT_CONFIG, ConfigError, PipelineFailed, ResumeRefused, SparktrainError
 from sparktrain.gang.blame import user_lines
 from sparktrain.gang.launch import Gang, active_session
+from sparktrain.gang.pickling import check_picklable
 from sparktrain.gang.rank import RunSpec, train_rank
 from sparktrain.gang.settings import check_before_launch
 from sparktrain.gang.shipping import ship_code_of
@@ -149,10 +150,12 @@ def check_training(dataset: Dataset, task: TrainTask, config: Config) -> nn.Modu
     Raises:
         DatasetInvalid: naming every part that is not what the manifest says.
         TooFewRows: an epoch would have no step.
+        NotPicklable: the Task can't be sent to the ranks; names what in it is the reason.
         ConfigError: the Task's class or its metrics don't fit, or the reader can't serve so many ranks.
         PipelineFailed: the model can't be built, with a dropout of 2 for instance.
     """
     _check_class(task)
+    check_picklable(task)
     dataset.verify(config.data.on_bad_data)
     dataset.steps_per_epoch("train", config.train.global_batch_size)
     if config.data.reader == "petastorm":

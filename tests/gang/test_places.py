@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pyspark
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.fixtures.scripts import run_script
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -22,16 +19,8 @@ MODES += ["connect[2]"] if int(pyspark.__version__.partition(".")[0]) >= 4 else 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_gangs_answer_fail_and_start_again(mode: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.fixtures.gangs", mode, tmp_path / "gangs"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    program = "import runpy; runpy.run_module('tests.fixtures.gangs', run_name='__main__', alter_sys=True)"
+    found: dict[str, Any] = run_script(program, tmp_path, mode, tmp_path / "gangs")
     assert [value[:2] for value in found["values"]["values"]] == [[0, 21.0], [1, 21.0]]
     assert found["broken"]["error"] == "RankFailed"
     first, line = found["broken"]["text"].splitlines()[:2]
