@@ -56,7 +56,7 @@ def _examine_spark(config: Config, spark: SparkSession) -> Iterator[Finding]:
     yield slots
     # A stage that can't start would only be waited for.
     if slots["level"] != "error" and not any(harm.level == "error" for harm in harms):
-        yield from _examine_executors(config, spark)
+        yield from examine_executors(config, spark)
 
 
 def _slots(config: Config, spark: SparkSession) -> str:
@@ -67,7 +67,8 @@ def _slots(config: Config, spark: SparkSession) -> str:
     return f"{train.ranks} ranks, {'unknown' if slots is None else slots} slots"
 
 
-def _examine_executors(config: Config, spark: SparkSession) -> Iterator[Finding]:
+def examine_executors(config: Config, spark: SparkSession) -> Iterator[Finding]:
+    """Ask as many Spark tasks as there are ranks: versions, storage, network, GPUs."""
     train = config.train
     directory = config.storage.root.resolve() / f"doctor-{secrets.token_hex(8)}"
     probe = Probe(str(directory), secrets.token_hex(8), gpus=train.gpus_per_rank > 0)
