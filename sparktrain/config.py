@@ -144,6 +144,9 @@ class TrainConfig(Section):
     min_ranks: int | None = Field(
         None, ge=1, description="with which a restart goes on if slots were lost; empty: with all"
     )
+    allow_plaintext_collectives: bool = Field(
+        False, description="let ranks talk unencrypted although Spark encrypts its network"
+    )
     reference: Literal["logistic_regression", "none"] = "logistic_regression"
 
     @model_validator(mode="after")

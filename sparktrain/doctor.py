@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Iterable, Iterator
+import secrets
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from importlib import metadata
 from typing import TypedDict
 
-import pyarrow as pa
 from pyspark.sql import SparkSession
 
+from sparktrain import versions
 from sparktrain.config import Config
-from sparktrain.errors import ConfigError, SparktrainError
-from sparktrain.gang.launch import check_slots, num_slots
+from sparktrain.errors import SparktrainError, VersionsDiffer
+from sparktrain.gang.probe import Answer, Probe, ProbeTimeout, ask_executors
+from sparktrain.gang.settings import harmful_settings
+from sparktrain.gang.slots import check_slots, num_slots, profile_of_rank
 from sparktrain.runs.connection import check_tracking, resolve_tracking_uri, without_secrets
-from sparktrain.session import find_java, spark_session
+from sparktrain.session import find_java, is_connect, spark_session
 from sparktrain.storage import writable_directory
-
-PACKAGES = ("torch", "pyarrow", "numpy", "pyspark")
-
-_HARMFUL = {
-    "spark.dynamicAllocation.enabled": "on; Spark refuses barrier stages with it",
-    "spark.python.worker.killOnIdleTimeout": "on; it kills ranks while they train",
-}
 
 
 class Finding(TypedDict):
@@ -38,12 +33,12 @@ class Finding(TypedDict):
 def examine(config: Config) -> list[Finding]:
     """Look at this machine, the storage, MLflow, the pipeline, and at Spark with its executors."""
     findings = [
-        _ask("Java", lambda: f"Java {find_java()}"),
+        *([] if is_connect(config) else [_ask("Java", lambda: f"Java {find_java()}")]),
         _ask("storage", lambda: f"can write to {writable_directory(config.storage.root)}"),
         _ask("MLflow", partial(_tracking, config)),
         _ask("pipeline", partial(_pipeline, config)),
     ]
-    if any(finding["level"] == "error" for finding in findings[:2]):
+    if any(f["level"] == "error" for f in findings if f["what"] in ("Java", "storage")):
         return findings  # Spark can't start without either
     try:
         with spark_session(config) as spark:
@@ -53,11 +48,130 @@ def examine(config: Config) -> list[Finding]:
 
 
 def _examine_spark(config: Config, spark: SparkSession) -> Iterator[Finding]:
-    yield _ask("slots", partial(_slots, config, spark))
-    yield _ask("executors", partial(_executors, config, spark))
-    for setting, found in _HARMFUL.items():
-        if spark.conf.get(setting, "false") == "true":
-            yield {"level": "error", "what": setting, "found": found, "way_out": f"set {setting}=false"}
+    train = config.train
+    harms = list(harmful_settings(spark, train))
+    for harm in harms:
+        yield {"level": harm.level, "what": harm.setting, "found": harm.found, "way_out": harm.way_out}
+    slots = _ask("slots", partial(_slots, config, spark))
+    yield slots
+    # A stage that can't start would only be waited for.
+    if slots["level"] != "error" and not any(harm.level == "error" for harm in harms):
+        yield from examine_executors(config, spark)
+
+
+def _slots(config: Config, spark: SparkSession) -> str:
+    train = config.train
+    profile = profile_of_rank(spark, train.cpus_per_rank, train.gpus_per_rank)
+    check_slots(spark, train.ranks, profile)
+    slots = num_slots(spark, profile)
+    return f"{train.ranks} ranks, {'unknown' if slots is None else slots} slots"
+
+
+def examine_executors(config: Config, spark: SparkSession) -> Iterator[Finding]:
+    """Ask as many Spark tasks as there are ranks: versions, storage, network, GPUs."""
+    train = config.train
+    directory = config.storage.root.resolve() / f"doctor-{secrets.token_hex(8)}"
+    probe = Probe(str(directory), secrets.token_hex(8), gpus=train.gpus_per_rank > 0)
+    directory.mkdir(parents=True)
+    try:
+        (directory / "nonce").write_text(probe.nonce)
+        profile = profile_of_rank(spark, train.cpus_per_rank, train.gpus_per_rank)
+        answers = ask_executors(spark, train.ranks, probe, profile)
+        written = {file.name for file in directory.iterdir()}
+    except Exception as error:  # whatever Spark says, such as another minor version of Python
+        yield _not_answered(error)
+        return
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    yield from _compare_versions(answers)
+    yield _shared_directory(config, answers, written)
+    yield _network(answers)
+    if probe.gpus:
+        yield _gpus(answers)
+
+
+def _not_answered(error: Exception) -> Finding:
+    text = str(error)
+    if "PYTHON_VERSION_MISMATCH" in text or "Python in worker has different version" in text:
+        found = "run another minor version of Python than the driver"
+        way_out = "point PYSPARK_PYTHON (spark.pyspark.python) to the same Python everywhere"
+    elif "No module named 'pyarrow'" in text or "PACKAGE_NOT_INSTALLED" in text:
+        found = "have no pyarrow"
+        way_out = "give every executor the driver's environment: the same image, or spark.archives"
+    elif isinstance(error, ProbeTimeout):
+        found = f"did not answer: {error}"
+        way_out = "look whether other jobs hold the slots, and into the executors' logs"
+    else:
+        found = f"did not answer: {(text.strip().splitlines() or [type(error).__name__])[0][:300]}"
+        way_out = "look into the executors' logs"
+    return {"level": "error", "what": "executors", "found": found, "way_out": way_out}
+
+
+def _compare_versions(answers: Sequence[Answer]) -> Iterator[Finding]:
+    here = versions.here()
+    there = {f"rank {answer.rank} on {answer.host}": answer.versions for answer in answers}
+    try:
+        warnings = versions.compare(here, there)
+    except VersionsDiffer as error:
+        found, _, way_out = str(error).partition("Way out: ")
+        yield {"level": "error", "what": "executors", "found": found.strip(), "way_out": way_out}
+        return
+    for warning in warnings:
+        way_out = "nothing needs to be done; the same environment everywhere is better"
+        yield {"level": "warning", "what": "executors", "found": warning, "way_out": way_out}
+    if not warnings:
+        found = ", ".join(f"{name} {version}" for name, version in here.items())
+        yield {"level": "ok", "what": "executors", "found": found, "way_out": ""}
+
+
+def _shared_directory(config: Config, answers: Sequence[Answer], written: Collection[str]) -> Finding:
+    root = config.storage.root.resolve()
+    wrong = {a.rank: a.directory for a in answers if a.directory}
+    wrong |= {
+        a.rank: "is a directory of its own there: the driver does not see what is written"
+        for a in answers
+        if not a.directory and f"rank-{a.rank}" not in written
+    }
+    if not wrong:
+        found = f"driver and executors share {root}"
+        return {"level": "ok", "what": "run directory", "found": found, "way_out": ""}
+    host = {answer.rank: answer.host for answer in answers}
+    found = "; ".join(f"for rank {rank} on {host[rank]} {root} {what}" for rank, what in wrong.items())
+    way_out = (
+        "point storage.root to a directory that all hosts mount, and the user of the executors may write to"
+    )
+    return {"level": "error", "what": "run directory", "found": found, "way_out": way_out}
+
+
+def _network(answers: Sequence[Answer]) -> Finding:
+    hosts = sorted({answer.address for answer in answers})
+    unreached = [
+        f"rank {answer.rank} on {answer.host} can't reach rank {other}: {why}"
+        for answer in answers
+        for other, why in answer.unreached.items()
+    ]
+    if unreached:
+        more = f", and {len(unreached) - 4} more" if len(unreached) > 4 else ""
+        way_out = "open all ports between executors: ranks listen at ports that the system chooses"
+        found = "; ".join(unreached[:4]) + more
+        return {"level": "error", "what": "network", "found": found, "way_out": way_out}
+    lost = [a.host for a in answers if len(hosts) > 1 and a.own_name.startswith("127.")]
+    if lost:
+        names = ", ".join(sorted(set(lost)))
+        found = f"{names} resolve their own names to the loopback device, where gloo then listens"
+        way_out = "correct /etc/hosts, or set spark.executorEnv.GLOO_SOCKET_IFNAME to the network's device"
+        return {"level": "warning", "what": "network", "found": found, "way_out": way_out}
+    found = f"{len(answers)} ranks on {len(hosts)} host{'s' * (len(hosts) != 1)} reach one another"
+    return {"level": "ok", "what": "network", "found": found, "way_out": ""}
+
+
+def _gpus(answers: Sequence[Answer]) -> Finding:
+    without = [f"rank {answer.rank} on {answer.host}" for answer in answers if not answer.num_gpus]
+    if without:
+        found = f"torch sees no GPU for {', '.join(without)}"
+        way_out = "install the CUDA build of torch and the driver there, or set train.gpus_per_rank=0"
+        return {"level": "error", "what": "GPUs", "found": found, "way_out": way_out}
+    return {"level": "ok", "what": "GPUs", "found": f"{len(answers)} ranks see theirs", "way_out": ""}
 
 
 def _ask(what: str, question: Callable[[], str]) -> Finding:
@@ -84,46 +198,3 @@ def _pipeline(config: Config) -> str:
 
     features = load(config, "data").FEATURES
     return f"{config.pipeline}: {len(features)} features, {type(create_task(config)).__name__}"
-
-
-def _slots(config: Config, spark: SparkSession) -> str:
-    check_slots(spark, config.train.ranks)
-    slots = num_slots(spark)
-    return f"{config.train.ranks} ranks, {'unknown' if slots is None else slots} slots"
-
-
-def _executors(config: Config, spark: SparkSession) -> str:
-    """Ask as many Spark tasks as there are ranks; all of them must have this driver's versions."""
-    ranks = config.train.ranks
-    answers = (
-        spark.range(0, ranks, 1, ranks).mapInArrow(report_versions, "versions string").distinct().collect()
-    )
-    here = describe_versions()
-    others = sorted({row["versions"] for row in answers} - {here})
-    if others:
-        raise ConfigError(
-            [
-                f"the driver has {here}",
-                *(f"an executor has {there}" for there in others),
-                "give all the same environment",
-            ],
-            "the executors' versions",
-        )
-    return here
-
-
-def report_versions(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Answer with this Python worker's versions; runs on an executor."""
-    for _ in batches:
-        pass
-    yield pa.RecordBatch.from_pydict({"versions": [describe_versions()]})
-
-
-def describe_versions() -> str:
-    versions = [f"Python {platform.python_version()}"]
-    for package in PACKAGES:
-        try:
-            versions.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            versions.append(f"no {package}")
-    return ", ".join(versions)

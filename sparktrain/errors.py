@@ -21,6 +21,14 @@ def nearest(given: str, allowed: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def _table(columns: Sequence[Sequence[str]]) -> str:
+    """Text in columns, for a terminal."""
+    widths = [max(map(len, column)) for column in columns]
+    rows = zip(*columns, strict=True)
+    lines = ("   ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(f"  {line}".rstrip() for line in lines)
+
+
 def bullet_list(lines: Iterable[str]) -> str:
     return "\n".join(f"  - {line}" for line in lines)
 
@@ -538,6 +546,26 @@ class AttemptExists(SparktrainError, ValueError):
         super().__init__(
             f"{path} exists already. A gang's directory belongs to one attempt, because leftover files "
             "would be taken for its own. Give a new directory, or none for a temporary one."
+        )
+
+
+class VersionsDiffer(SparktrainError, RuntimeError):
+    """Driver and ranks run on versions that must not train together; `environments` holds what differs.
+
+    Its text has a table: a row for each package, a column for each distinct environment.
+    """
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, environments: Mapping[str, Mapping[str, str]]) -> None:
+        self.environments = {who: dict(versions) for who, versions in environments.items()}
+        names = list(dict.fromkeys(name for versions in environments.values() for name in versions))
+        columns = [["", *names], *([who, *versions.values()] for who, versions in environments.items())]
+        super().__init__(
+            f"These versions differ, and must not:\n{_table(columns)}\n"
+            "All that train together need the same. Way out: give every executor the driver's environment "
+            "(the same image or archive, by spark.archives for instance), and point PYSPARK_PYTHON to its "
+            "Python."
         )
 
 

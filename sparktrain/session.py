@@ -9,9 +9,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
+from pyspark.sql.utils import is_remote
 
 from sparktrain.config import Config
 from sparktrain.errors import JavaMissing, SparkFailed
@@ -79,20 +81,38 @@ def start_spark(config: Config) -> SparkSession:
     root = writable_directory(config.storage.root)
     log = writable_directory(root / "logs") / "spark.log"
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
-    spark = SparkSession.getActiveSession()
+    spark = _active_session()
     if spark is None:
         spark = _start(config, None if submitted else log)
-    if submitted:
+    if submitted and isinstance(spark, SparkSession):  # only a classic one can be told how much to log
         # What goes wrong in a rank or a Spark task is told by our own errors, the whole stack is in a file.
         spark.sparkContext.setLogLevel("FATAL")
     ship_package(spark, "pipelines")
     return spark
 
 
+def is_connect(config: Config) -> bool:
+    """Whether Spark is reached by Spark Connect: a server has the Java, and the settings."""
+    return config.spark.master.startswith("sc://")
+
+
+def _active_session() -> SparkSession | None:
+    if is_remote():
+        from pyspark.sql.connect.session import SparkSession as ConnectSession
+
+        return cast("SparkSession | None", ConnectSession.getActiveSession())
+    return SparkSession.getActiveSession()
+
+
 def _start(config: Config, log: Path | None) -> SparkSession:
     """Start a session; without `log` spark-submit has made all settings already."""
     builder = SparkSession.builder.appName(config.spark.app_name)
-    if log is not None:
+    if is_connect(config):
+        builder = builder.remote(config.spark.master).config("spark.sql.session.timeZone", "UTC")
+        for name, value in config.spark.conf.items():
+            if name.startswith("spark.sql."):  # the server runs already, with all others
+                builder = builder.config(name, value)
+    elif log is not None:
         find_java()
         # Without it Spark's workers take the first `python3` on the PATH, not this environment's.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)

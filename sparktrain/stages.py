@@ -34,7 +34,8 @@ from sparktrain.errors import (
 )
 from sparktrain.features import Target
 from sparktrain.gang.blame import user_lines
-from sparktrain.gang.launch import check_slots
+from sparktrain.gang.settings import check_settings
+from sparktrain.gang.slots import check_slots, is_local
 from sparktrain.gang.supervise import TrainResult, check_metric, check_training, describe_dataset, train
 from sparktrain.preparation import append, prepare
 from sparktrain.runs.connection import check_tracking, resolve_tracking_uri, sqlite_file
@@ -76,12 +77,15 @@ def check_before_spark(config: Config, stages: Collection[str]) -> None:
 
 
 def check_before_work(config: Config, stages: Collection[str], spark: SparkSession) -> None:
-    """Refuse too many ranks before the data is prepared, where the number of slots is known for sure.
+    """Refuse before the data is prepared what would stop the training: settings, and too few slots.
 
-    Elsewhere executors may still be on their way; the gang counts again.
+    Slots only where their number is known for sure; elsewhere executors may still be on their way, and the
+    gang counts again.
     """
-    if "train" in stages and str(spark.sparkContext.master).startswith("local["):
-        check_slots(spark, config.train.ranks)
+    if "train" in stages:
+        check_settings(spark, config.train)
+        if is_local(spark):
+            check_slots(spark, config.train.ranks)
 
 
 def prepare_stage(config: Config, spark: SparkSession) -> Dataset:

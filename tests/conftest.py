@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from sparktrain.testing import local_spark
+from sparktrain.testing import spark_session
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -21,5 +21,5 @@ settings.load_profile("sparktrain")
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
     """One Spark for all the tests that take it: starting one costs seconds."""
-    with local_spark() as session:
+    with spark_session() as session:
         yield session

@@ -14,10 +14,21 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sparktrain"
 
 # Each room may import itself and the rooms named here.
-FOUNDATION = {"errors", "world", "pulse", "faults", "file_cache", "storage", "splitting", "config"}
+FOUNDATION = {
+    "errors",
+    "world",
+    "versions",
+    "pulse",
+    "faults",
+    "file_cache",
+    "storage",
+    "splitting",
+    "config",
+}
 ALLOWED = {
     "errors": set(),
     "world": set(),
+    "versions": {"errors"},
     "pulse": set(),
     "faults": {"errors", "world", "storage"},
     "splitting": set(),
@@ -43,6 +54,7 @@ TORCH_FREE_ROOMS = {
     "world",
     "pulse",
     "faults",
+    "versions",
     "splitting",
     "config",
     "file_cache",

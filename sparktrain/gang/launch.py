@@ -7,7 +7,6 @@ import secrets
 import shutil
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,15 +14,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import cloudpickle
+from pyspark.resource import ResourceProfile
 from pyspark.sql import SparkSession
 from pyspark.sql.utils import is_remote
 
-from sparktrain.errors import NotEnoughSlots, SparktrainError
+from sparktrain import versions
+from sparktrain.errors import SparktrainError
 from sparktrain.gang.blame import attempt_directory, diagnose
 from sparktrain.gang.output import Tail
 from sparktrain.gang.pickling import pickle_call
+from sparktrain.gang.slots import check_slots, profile_of_rank
 from sparktrain.gang.spec import GangSpec
-from sparktrain.gang.stage import Stage, context_of, profile_of_rank
+from sparktrain.gang.stage import Stage
 from sparktrain.gang.watch import Watch, wait_until_gone
 from sparktrain.gang.worker import ANSWER_SCHEMA, run_rank
 
@@ -32,7 +34,6 @@ logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.25
 _STOP_SECONDS = 3.0  # until ranks that are told to end have done so; then Spark is asked to end them
 _CANCEL_SECONDS = 7.0
-_SLOT_WAIT_SECONDS = 20.0  # on a busy machine executors took 8 to register
 
 
 class Gang:
@@ -87,11 +88,12 @@ class Gang:
             "collective_timeout_seconds": collective_timeout_seconds,
             "attempt": attempt,
             "preload": ("sparktrain.gang.rendezvous", *preload),
+            "versions": versions.here(),
         }
 
     def check(self) -> None:
         """Raise `NotEnoughSlots` if Spark could not start all ranks at once."""
-        check_slots(self._spark, self._ranks)
+        check_slots(self._spark, self._ranks, self._profile())
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """Call `function(*args)` in every rank and return the values, by rank.
@@ -116,14 +118,17 @@ class Gang:
         shutil.rmtree(directory, ignore_errors=True)
         return values
 
+    def _profile(self) -> ResourceProfile | None:
+        options = self._options
+        return profile_of_rank(self._spark, options["cpus_per_rank"], options["gpus_per_rank"])
+
     def _launch(self, directory: Path, payload: bytes) -> list[Any]:
         token = secrets.token_hex(16)
         spec = GangSpec(directory=directory.resolve(), token=token, payload=payload, **self._options)
         spec.create_folders()
         function = partial(run_rank, spec=spec)
-        profile = profile_of_rank(self._spark, spec.cpus_per_rank, spec.gpus_per_rank)
         with Tail(spec.log_file(0), self._on_output or sys.stdout.write):
-            stage = Stage(self._spark, function, ANSWER_SCHEMA, self._ranks, profile)
+            stage = Stage(self._spark, function, ANSWER_SCHEMA, self._ranks, self._profile())
             try:
                 watch = Watch(spec, self._stall_timeout_seconds)
                 while not stage.ended.wait(_LOOK_SECONDS):
@@ -166,30 +171,3 @@ def active_session() -> SparkSession:
     if session is None:
         raise ValueError("There is no active SparkSession: create one, or pass spark=…")
     return session
-
-
-def check_slots(spark: SparkSession, ranks: int) -> None:
-    """Refuse at once what Spark would wait for in silence: more ranks than slots.
-
-    Raises:
-        NotEnoughSlots: after some seconds in which executors may still register.
-    """
-    deadline = time.monotonic() + _SLOT_WAIT_SECONDS
-    while (slots := num_slots(spark)) is not None and slots < ranks:
-        if time.monotonic() > deadline or _is_fixed(spark):
-            raise NotEnoughSlots(ranks, slots)
-        time.sleep(0.1)
-
-
-def _is_fixed(spark: SparkSession) -> bool:
-    """Whether no executor can come any more."""
-    return (spark.sparkContext.master or "").startswith("local[")
-
-
-def num_slots(spark: SparkSession) -> int | None:
-    """Tasks that can run at once on all executors there are; None over Spark Connect, which does not tell."""
-    context = context_of(spark)
-    if context is None:
-        return None
-    scala = context._jsc.sc()
-    return int(scala.maxNumConcurrentTasks(scala.resourceProfileManager().defaultResourceProfile()))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import ModuleType
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -25,6 +25,12 @@ def pickle_call(function: Callable[..., Any], args: Sequence[Any]) -> bytes:
     except Exception as error:
         names = [_name(value) for value in (function, *args) if not _can_pickle(value)]
         raise NotPicklable(names, f"{type(error).__name__}: {error}") from error
+
+
+def check_picklable(value: Any) -> None:
+    """Raise `NotPicklable` if a value can't be sent to the ranks."""
+    if not _can_pickle(value):
+        pickle_call(type, [value])
 
 
 @contextmanager
@@ -52,7 +58,32 @@ def _modules(values: Sequence[Any]) -> list[ModuleType]:
 
 
 def _name(value: Any) -> str:
-    return f"{type(value).__name__} {getattr(value, '__qualname__', '')}".strip()
+    """Name a value that can't be pickled, and down to what in it: "Task, in its .model.lock (a lock)"."""
+    name = f"{type(value).__name__} {getattr(value, '__qualname__', '')}".strip()
+    path, inner = _reason_in(value, depth=6)
+    return f"{name}, in its {path} (a {type(inner).__name__})" if path else name
+
+
+def _reason_in(value: Any, depth: int) -> tuple[str, Any]:
+    """The way to the innermost part that can't be pickled, "" if it is `value` itself."""
+    for step, part in _parts(value) if depth else ():
+        if not _can_pickle(part):
+            path, inner = _reason_in(part, depth - 1)
+            return step + path, inner
+    return "", value
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        yield from ((f"[{key!r}]", part) for key, part in value.items())
+    elif isinstance(value, list | tuple):
+        yield from ((f"[{number}]", part) for number, part in enumerate(value))
+    elif isinstance(value, FunctionType):
+        names = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        with suppress(ValueError):  # a variable that has no value yet
+            yield from ((f".{name}", cell.cell_contents) for name, cell in names)
+    elif hasattr(value, "__dict__") and not isinstance(value, type | ModuleType):
+        yield from ((f".{name}", part) for name, part in vars(value).items())
 
 
 def _can_pickle(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import os
 import socket
 import time
@@ -16,10 +17,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # exported, not by stubs
 
+from sparktrain import versions
 from sparktrain.errors import RendezvousTimeout
 from sparktrain.gang.spec import GangSpec
 from sparktrain.storage import commit_json
 from sparktrain.world import World
+
+logger = logging.getLogger(__name__)
 
 _DRIVER_ONLY = ("MLFLOW_", "DATABRICKS_TOKEN", "DATABRICKS_CLIENT_SECRET")
 _POLL_SECONDS = 0.005
@@ -107,10 +111,19 @@ def _wait_for_address(spec: GangSpec) -> tuple[str, int]:
 
 
 def _wait_for_all(store: PrefixStore, world: World, spec: GangSpec) -> None:
-    """Wait here, where the timeout is the start's, for everyone; later collectives may take much longer."""
-    store.set(f"arrived/{world.rank}", "1")
+    """Wait here, where the timeout is the start's, for everyone; later collectives may take much longer.
+
+    Raises:
+        VersionsDiffer: by rank 0, which looks at all, so that there is one table and not one of each rank.
+    """
+    here = {"who": f"rank {world.rank} on {socket.gethostname()}", "versions": versions.here()}
+    store.set(f"arrived/{world.rank}", json.dumps(here))
     everyone = [f"arrived/{rank}" for rank in range(world.size)]
     store.wait(everyone, timedelta(seconds=spec.start_timeout_seconds))
+    if world.is_first and spec.versions:
+        arrived = [json.loads(answer) for answer in store.multi_get(everyone)]
+        for warning in versions.compare(spec.versions, {a["who"]: a["versions"] for a in arrived}):
+            logger.warning(warning)
 
 
 def _interface(address: str) -> Mapping[str, str]:

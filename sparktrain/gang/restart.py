@@ -13,8 +13,9 @@ from pyspark.sql import SparkSession
 from sparktrain.config import TrainConfig
 from sparktrain.errors import RestartsExhausted, SparktrainError
 from sparktrain.gang.daemon import PRELOAD
-from sparktrain.gang.launch import Gang, num_slots
+from sparktrain.gang.launch import Gang
 from sparktrain.gang.rank import RunSpec, train_rank
+from sparktrain.gang.slots import num_slots, profile_of_rank
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.training.checkpoint import newest_valid
 
@@ -109,7 +110,8 @@ class Attempts:
         wanted, least = self._config.ranks, self._config.min_ranks
         deadline = time.monotonic() + self._config.start_timeout_seconds
         soon = time.monotonic() + _RETURN_SECONDS
-        while (slots := num_slots(self._spark)) is not None and slots < wanted:
+        profile = profile_of_rank(self._spark, self._config.cpus_per_rank, self._config.gpus_per_rank)
+        while (slots := num_slots(self._spark, profile)) is not None and slots < wanted:
             now = time.monotonic()
             if (least is not None and slots >= least and now > soon) or now > deadline:
                 break

@@ -18,7 +18,7 @@ from pyspark.sql import SparkSession
 logger = logging.getLogger(__name__)
 
 _shipped: dict[tuple[str, str], str] = {}
-"""Digest of each package's files, by application and package."""
+"""Digest of each package's files, by session (an application has one, a Connect server many) and package."""
 
 
 def ship_package(spark: SparkSession, name: str) -> None:
@@ -30,25 +30,33 @@ def ship_package(spark: SparkSession, name: str) -> None:
     folder = _folder_of(name)
     assert folder is not None, f"{name} is no package"
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and "__pycache__" not in file.parts]
-    digest, place = _digest(files), (str(spark.sparkContext.applicationId), name)
+    digest, place = _digest(files), (_name_of(spark), name)
     if place not in _shipped:
-        spark.sparkContext.addPyFile(str(_pack(name, folder, files)))
+        _send(spark, _pack(name, folder, files))
         _shipped[place] = digest
     elif _shipped[place] != digest:
         logger.warning("%s has changed: executors keep the code that this Spark session began with", folder)
 
 
 def ship_code_of(spark: SparkSession, value: object) -> None:
-    """Send the package that defines a value's class, unless it is installed: then executors have it too.
-
-    Over Spark Connect nothing is sent, because only classic sessions can tell what they were sent before.
-    """
+    """Send the package that defines a value's class, unless it is installed: then executors have it too."""
     name = type(value).__module__.partition(".")[0]
     folder = _folder_of(name)
     is_ours = name == __name__.partition(".")[0]
-    if folder is None or is_ours or _is_installed(folder) or getattr(spark, "_sc", None) is None:
-        return
-    ship_package(spark, name)
+    if folder is not None and not is_ours and not _is_installed(folder):
+        ship_package(spark, name)
+
+
+def _name_of(spark: SparkSession) -> str:
+    context = getattr(spark, "_sc", None)
+    return str(context.applicationId if context is not None else spark.session_id)  # type: ignore[attr-defined]
+
+
+def _send(spark: SparkSession, archive: Path) -> None:
+    if (context := getattr(spark, "_sc", None)) is not None:
+        context.addPyFile(str(archive))
+    else:
+        spark.addArtifacts(str(archive), pyfile=True)  # type: ignore[no-untyped-call,unused-ignore]
 
 
 def _folder_of(package: str) -> Path | None:

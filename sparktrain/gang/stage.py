@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pyarrow as pa
 from pyspark import SparkContext
-from pyspark.resource import ResourceProfile, ResourceProfileBuilder, TaskResourceRequests
+from pyspark.resource import ResourceProfile
 from pyspark.sql import Row, SparkSession
 
 TaskFunction = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
@@ -66,25 +66,3 @@ class Stage:
 def context_of(spark: SparkSession) -> SparkContext | None:
     """The session's SparkContext; None over Spark Connect, where only the server has one."""
     return getattr(spark, "_sc", None)
-
-
-def profile_of_rank(spark: SparkSession, cpus: int, gpus: int) -> ResourceProfile | None:
-    """What a rank's Spark task takes, where it is more than the session's own tasks take and Spark can tell.
-
-    None before Spark 4, and on a local master, which knows no profiles.
-    """
-    settings = spark.conf
-    as_session = cpus == int(settings.get("spark.task.cpus", "1") or 1) and gpus == _gpus_of_task(spark)
-    is_local = (settings.get("spark.master", "") or "").startswith("local") and not (
-        settings.get("spark.master", "") or ""
-    ).startswith("local-cluster")
-    if as_session or is_local or int(spark.version.partition(".")[0]) < 4:
-        return None
-    requests = TaskResourceRequests().cpus(cpus)
-    if gpus:
-        requests = requests.resource("gpu", gpus)
-    return ResourceProfileBuilder().require(requests).build
-
-
-def _gpus_of_task(spark: SparkSession) -> int:
-    return int(float(spark.conf.get("spark.task.resource.gpu.amount", "0") or 0))

@@ -17,8 +17,10 @@ from sparktrain.errors import EXIT_CONFIG, ConfigError, PipelineFailed, ResumeRe
 from sparktrain.faults import FaultPlan
 from sparktrain.gang.blame import user_lines
 from sparktrain.gang.launch import active_session
+from sparktrain.gang.pickling import check_picklable
 from sparktrain.gang.rank import RunSpec
 from sparktrain.gang.restart import Attempts
+from sparktrain.gang.settings import check_before_launch
 from sparktrain.gang.shipping import ship_code_of
 from sparktrain.runs.describe import flatten
 from sparktrain.runs.directory import FINISHED, RunDirectory
@@ -103,6 +105,7 @@ def train(
     started = time.monotonic()
     model = check_training(dataset, task, config)
     session = spark or active_session()
+    check_before_launch(session, config.train)
     ship_code_of(session, task)
     run, saved = _run_directory(dataset, config)
     faults = FaultPlan.from_environment(run.faults)
@@ -158,10 +161,12 @@ def check_training(dataset: Dataset, task: TrainTask, config: Config) -> nn.Modu
     Raises:
         DatasetInvalid: naming every part that is not what the manifest says.
         TooFewRows: an epoch would have no step.
+        NotPicklable: the Task can't be sent to the ranks; names what in it is the reason.
         ConfigError: the Task's class or its metrics don't fit, or the reader can't serve so many ranks.
         PipelineFailed: the model can't be built, with a dropout of 2 for instance.
     """
     _check_class(task)
+    check_picklable(task)
     dataset.verify(config.data.on_bad_data)
     dataset.steps_per_epoch("train", config.train.global_batch_size)
     if config.data.reader == "petastorm":

@@ -22,7 +22,7 @@ from sparktrain.dataset.layout import stored_columns
 from sparktrain.dataset.read import RowGroupReader
 from sparktrain.features import Categorical, Numeric
 from sparktrain.preparation import prepare
-from sparktrain.testing import local_spark
+from sparktrain.testing import spark_session
 from tests.benchmarks.tables import median_seconds, print_table
 
 pytestmark = pytest.mark.timeout(1800)
@@ -40,7 +40,7 @@ NO_SPLIT = PrepareConfig(split=SplitConfig(validation=0.0, test=0.0))
 def spark(tmp_path_factory: pytest.TempPathFactory):
     """A session with the compilers and the collector that a job of minutes has, and room for it."""
     settings = {"spark.driver.memory": "6g", "spark.driver.extraJavaOptions": "-XX:+UseParallelGC"}
-    with local_spark(**settings) as session:
+    with spark_session(**settings) as session:
         yield session
 
 

@@ -318,7 +318,7 @@ def test_ranks_on_executors_of_their_own_meet(tmp_path: Path) -> None:
         import os, sys
         from pathlib import Path
         from sparktrain.gang import Gang
-        from sparktrain.testing import local_spark
+        from sparktrain.testing import spark_session
 
         def who(number):
             import torch, torch.distributed as dist
@@ -326,7 +326,7 @@ def test_ranks_on_executors_of_their_own_meet(tmp_path: Path) -> None:
             dist.all_reduce(total)
             return dist.get_rank(), float(total), number, os.getppid()
 
-        with local_spark("local-cluster[2,1,1024]") as spark:
+        with spark_session("local-cluster[2,1,1024]") as spark:
             found = Gang(spark, ranks=2, directory=Path("gang")).run(who, 5)
         assert [value[:3] for value in found] == [(0, 2.0, 5), (1, 2.0, 5)], found
         assert found[0][3] != found[1][3], "one executor ran both"

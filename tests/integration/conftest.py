@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from sparktrain.testing import local_spark
+from sparktrain.testing import spark_session
 from tests.fixtures.command import CONF, ROOT, SMALL, Ended, Workplace, write_flights
 
 
@@ -39,7 +39,7 @@ def flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def spark() -> Iterator[SparkSession]:
     """A session in this process, as a notebook has one."""
-    with local_spark() as session:
+    with spark_session() as session:
         yield session
 
 

@@ -1,15 +1,12 @@
-"""What tests of sparktrain need, and tests of pipelines built on it."""
+"""A dataset of made-up rows, written without Spark."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +18,7 @@ from sparktrain.dataset.examples import write_examples
 from sparktrain.dataset.layout import Dtype, Layout, pack
 from sparktrain.dataset.read import WRITE_CHECKSUMS
 from sparktrain.features import FittedCategorical, FittedFeatures, FittedNumeric, FittedTarget, FittedWeight
-from sparktrain.gang.local import run_ranks
 from sparktrain.storage import commit_bytes
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
-
-__all__ = ["local_spark", "run_ranks", "write_tiny_dataset"]
 
 TargetKind = Literal["binary", "multiclass", "regression"]
 
@@ -234,36 +225,3 @@ def _write_parts(
 def _fingerprint(splits: Mapping[str, Split]) -> str:
     digests = [part.digest for name in sorted(splits) for part in splits[name].parts]
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
-
-
-@contextmanager
-def local_spark(master: str = "local[2]", **settings: str) -> Iterator[SparkSession]:
-    """Start Spark on this machine with settings that suit small data, and stop it at the end.
-
-    Args:
-        master: such as "local[2]" or "local-cluster[2,1,1024]".
-        settings: further Spark properties, given as `local_spark(**{"spark.sql.ansi.enabled": "false"})`.
-    """
-    from pyspark.sql import SparkSession  # most tests need no Spark
-
-    # Without it Spark's workers take the first `python3` on the PATH, not this environment's.
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    quick = {
-        "spark.ui.enabled": "false",
-        "spark.ui.showConsoleProgress": "false",
-        "spark.sql.shuffle.partitions": "4",
-        "spark.sql.session.timeZone": "UTC",
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
-        # The JVM is over before its best compiler and its parallel collector pay.
-        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
-    }
-    builder = SparkSession.builder.master(master).appName("tests")
-    for name, value in {**quick, **settings}.items():
-        builder = builder.config(name, value)
-    spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel("OFF")  # tests of failures would fill the screen with stacks
-    try:
-        yield spark
-    finally:
-        spark.stop()
