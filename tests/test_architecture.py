@@ -19,7 +19,7 @@ ALLOWED = {
     "errors": set(),
     "world": set(),
     "splitting": set(),
-    "config": {"errors", "splitting"},
+    "config": {"errors", "object_store", "splitting"},
     "file_cache": set(),
     "object_store": {"errors"},
     "storage": {"errors", "file_cache", "object_store"},

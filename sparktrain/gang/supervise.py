@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyspark.sql import SparkSession
@@ -24,7 +23,7 @@ from sparktrain.runs.directory import FINISHED, RunDirectory
 from sparktrain.runs.follow import Follower
 from sparktrain.runs.publish import publish
 from sparktrain.runs.tracking import Tracker
-from sparktrain.storage import commit_json, read_json
+from sparktrain.storage import AnyPath, check_writable, commit_json, read_json
 from sparktrain.training.checkpoint import newest_valid
 from sparktrain.training.task import TrainTask
 from sparktrain.world import World
@@ -39,6 +38,7 @@ logger = logging.getLogger(__name__)
 # What the steps already done would no longer belong to if it changed.
 _FIXED_ON_RESUME = (
     "dataset",
+    "storage.checkpoints",
     "data.reader",
     "train.global_batch_size",
     "train.num_lanes",
@@ -113,7 +113,11 @@ def train(
         "world_size": config.train.ranks,
         "attempts": attempt,
     }
-    spec = RunSpec(run.path, dataset.path.resolve(), task, config.train, resume_from, config.data)
+    checkpoints = run.checkpoints_in(config.storage.checkpoints)
+    check_writable(checkpoints)
+    spec = RunSpec(
+        run.path, dataset.path.resolve(), task, config.train, resume_from, config.data, checkpoints
+    )
     with _ending(run, tracker, facts):
         with Follower(run, tracker, on_event):
             outcome = gang.run(train_rank, spec)[0]
@@ -201,14 +205,14 @@ def _check_class(task: TrainTask) -> None:
         raise ConfigError([f"{module}.{name} was given; {way_out}"], "the task to train")
 
 
-def _run_directory(dataset: Dataset, config: Config) -> tuple[RunDirectory, Path | None]:
+def _run_directory(dataset: Dataset, config: Config) -> tuple[RunDirectory, AnyPath | None]:
     """Return the run's directory and the checkpoint to start from: of the run to resume, or new."""
     spec = {"dataset": dataset.fingerprint, **config.model_dump(mode="json")}
     if config.resume:
         run = RunDirectory.newest_unfinished(config.storage.root, config.pipeline)
         if run is not None:
             _compare(run, read_json(run.spec_file), spec)
-            saved = newest_valid(run.checkpoints)
+            saved = newest_valid(run.checkpoints_in(config.storage.checkpoints))
             where = f"step {saved.step}" if saved else "the start: it has no checkpoint yet"
             logger.info("resuming %s from %s", run.path, where)
             return run, saved.path if saved else None
