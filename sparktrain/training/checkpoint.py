@@ -160,7 +160,9 @@ def delete_old(directory: AnyPath, keep: int, also_keep: str | None, attempt: in
     """
     if _latest_attempt(directory) > attempt:
         return
-    for path in list(committed(directory))[keep:]:
+    # By name too: a later attempt can begin, and commit, after that look.
+    ours = [path for path in committed(directory) if _attempt_and_step(path)[0] <= attempt]
+    for path in ours[keep:]:
         if path.name != also_keep:
             clear(path)
             with suppress(OSError):  # somebody keeps something of theirs in it
