@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sparktrain.errors import ConfigError, nearest
+from sparktrain.object_store import check_uri, shown
 from sparktrain.splitting import SplitConfig
 
 Reader = Literal["sparktrain", "petastorm"]
@@ -33,6 +34,10 @@ class StorageConfig(Section):
     """Where everything that a run writes goes."""
 
     root: Path = Field(Path("./out"), description="directory that the driver and every executor see")
+    checkpoints: str | None = Field(
+        None,
+        description="path or URI that all see, with a folder for each run; empty: in the run's directory",
+    )
 
     @field_validator("root", mode="before")
     @classmethod
@@ -43,6 +48,18 @@ class StorageConfig(Section):
                 "(a mount will do)"
             )
         return root
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _shows_no_secret(cls, checkpoints: str | None) -> str | None:
+        if checkpoints is not None and "://" in checkpoints:
+            check_uri(checkpoints)
+            if "***" in (told := shown(checkpoints)):
+                raise ValueError(
+                    f"{told} holds what may be a secret, and would be kept with the run; give credentials by "
+                    "the store's environment variables (S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+                )
+        return checkpoints
 
 
 class SparkConfig(Section):
@@ -130,6 +147,12 @@ class TrainConfig(Section):
     )
     checkpoint_every_steps: int | None = Field(None, ge=1, description="besides the end of each epoch")
     keep_checkpoints: int = Field(3, ge=1)
+    async_checkpoints: bool = Field(
+        False, description="a step waits for a copy in memory, not for the storage"
+    )
+    on_checkpoint_error: Literal["fail", "warn"] = Field(
+        "fail", description="when the storage does not take one; warn: go on, and keep those before it"
+    )
     start_timeout_seconds: float = Field(120, gt=0, description="until every rank has met the others")
     collective_timeout_seconds: float = Field(600, gt=0, description="until a silent peer counts as lost")
     stall_timeout_seconds: float = Field(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 EXIT_CONFIG = 2
 EXIT_DATA = 3
@@ -40,6 +41,16 @@ class SparktrainError(Exception):
     is_transient = False  # whether another attempt may well succeed
     result: Mapping[str, object] = MappingProxyType({})
     """What the run left behind, for those who read it by machine; set where a run directory exists."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Ranks send errors to one another: made again from the text, not from what it was built of."""
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[SparktrainError], args: tuple[Any, ...], facts: Mapping[str, Any]) -> SparktrainError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(facts)
+    return error
 
 
 class ConfigError(SparktrainError, ValueError):
@@ -245,11 +256,13 @@ class DatasetInvalid(DataError):
 
 
 class StoreFailed(SparktrainError):
-    """An object store refused to give something, or did not answer in time."""
+    """An object store refused to give or take something, or did not answer in time."""
 
     is_transient = True
 
-    def __init__(self, what: str, reason: str, tries: int | None, seconds: float) -> None:
+    def __init__(
+        self, what: str, reason: str, tries: int | None, seconds: float, writing: bool = False
+    ) -> None:
         self.tries = tries
         tried = f"tried {tries} times in {seconds:.0f} s" if tries else f"given up after {seconds:.0f} s"
         way_out = "look whether the store is reachable and not overloaded, then start again"
@@ -257,9 +270,11 @@ class StoreFailed(SparktrainError):
             tried = "tried once: this does not pass"
             way_out = (
                 "give the store what it asks for: credentials come from its standard environment variables "
-                "(S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), and must allow reading this bucket"
+                "(S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), and must allow "
+                f"{'writing to' if writing else 'reading'} this bucket"
             )
-        super().__init__(f"The object store did not give {what}: {reason} ({tried}). Way out: {way_out}.")
+        did = "take" if writing else "give"
+        super().__init__(f"The object store did not {did} {what}: {reason} ({tried}). Way out: {way_out}.")
 
 
 class StoreUriInvalid(SparktrainError, ValueError):
@@ -461,6 +476,41 @@ class CheckpointInvalid(SparktrainError, RuntimeError):
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"The checkpoint {path} can't be used: {problem}.")
+
+
+class CheckpointOutdated(SparktrainError, RuntimeError):
+    """A checkpoint of an earlier version's format."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, path: str, found: object, known: str) -> None:
+        super().__init__(
+            f"The checkpoint {path} has the format {found!r}; this version of sparktrain reads {known!r} "
+            "only. Finish the run with the version that began it, or start a new one with resume=false."
+        )
+
+
+class AttemptSuperseded(SparktrainError, RuntimeError):
+    """A leftover of an earlier attempt, which must not commit anything any more."""
+
+    def __init__(self, path: str, attempt: int, latest: int) -> None:
+        super().__init__(
+            f"Attempt {attempt} of this run is over: attempt {latest} has begun. The checkpoint {path} was "
+            "not committed. Nothing is lost: the later attempt goes on from what was committed before it."
+        )
+
+
+class CheckpointNotWritten(SparktrainError, RuntimeError):
+    """The storage did not take a checkpoint, of at least one rank."""
+
+    def __init__(self, path: str, reasons: Mapping[int, str]) -> None:
+        lines = [f"rank {rank}: {reason}" for rank, reason in reasons.items()]
+        super().__init__(
+            f"The checkpoint {path} could not be written:\n{bullet_list(lines)}\n"
+            "It is not there; those before it are kept. Make room, name another place as "
+            "storage.checkpoints, or keep fewer with train.keep_checkpoints. "
+            "With train.on_checkpoint_error=warn training goes on without."
+        )
 
 
 class ResumeRefused(SparktrainError, ValueError):

@@ -1,7 +1,7 @@
-"""Files that others see: local ones, never seen before they are whole, and those of object stores, to read.
+"""Files that others see: local ones, never seen before they are whole, and those of object stores.
 
 A local path is a `pathlib.Path`, as everywhere. What lies in an object store is a `RemotePath`, which has
-those methods of a `Path` that reading a dataset takes. Writing needs a file system that all hosts see.
+those methods of a `Path` that reading a dataset takes, and writing a checkpoint.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -49,6 +50,29 @@ def commit_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    sync_directory(path.parent)
+
+
+def write_once(path: AnyPath, content: bytes) -> None:
+    """Write a file under a name that nobody else uses, without a rename, which object stores don't have.
+
+    A crash can leave a part of it: whoever reads it must know its hash. Local folders are made as needed.
+
+    Raises:
+        OSError: the disk did not take it. StoreFailed: the store did not.
+    """
+    if isinstance(path, RemotePath):
+        path.write_bytes(content)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
     sync_directory(path.parent)
 
 
@@ -89,6 +113,20 @@ def writable_directory(path: Path, mode: int = 0o777) -> Path:
     return path.resolve()
 
 
+def check_writable(directory: AnyPath) -> None:
+    """Prove by a write that we may write to a directory, which is made if it is a local one.
+
+    Raises:
+        StorageUnwritable, StoreFailed: with what the storage said.
+    """
+    if isinstance(directory, RemotePath):
+        probe = directory / f".probe-{secrets.token_hex(8)}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    else:
+        writable_directory(directory)
+
+
 def path_of(address: str | Path | RemotePath, cache: FileCache | None = None) -> AnyPath:
     """Return what `address` names: a Path for a local path or a file:// URI, a RemotePath for any other URI.
 
@@ -118,9 +156,9 @@ def local(path: AnyPath, what: str) -> Path:
 
 @dataclass(frozen=True)
 class RemotePath:
-    """A file or folder of an object store, named and not opened; picklable, and for reading only.
+    """A file or folder of an object store, named and not opened; picklable.
 
-    The connection is made in the process that first reads, so that a fork or a pickle carries none.
+    The connection is made in the process that first needs it, so that a fork or a pickle carries none.
 
     Attributes:
         uri: as `pyarrow.fs.FileSystem.from_uri` takes it; may hold credentials, which no text of ours shows.
@@ -138,6 +176,16 @@ class RemotePath:
 
     def __str__(self) -> str:
         return shown(self.uri, self.inside)
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.inside).name
+
+    @property
+    def parent(self) -> RemotePath:
+        assert self.inside, "what lies above is another place"
+        inside = str(PurePosixPath(self.inside).parent)
+        return RemotePath(self.uri, "" if inside == "." else inside, self.cache)
 
     def resolve(self) -> RemotePath:
         """It is the same from everywhere."""
@@ -165,8 +213,45 @@ class RemotePath:
             filesystem, path = self._place()
             return filesystem.open_input_file(path)
 
+    def iterdir(self) -> Iterator[RemotePath]:
+        """Return what lies in this folder, which need not exist: stores know no empty ones."""
+        from pyarrow import fs
+
+        with self.failures():
+            filesystem, path = self._place()
+            found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return iter([self / info.base_name for info in found])
+
+    def write_bytes(self, content: bytes) -> None:
+        """Write the whole file; it is seen when all of it is there.
+
+        Raises:
+            StoreFailed: the store refused, or did not answer.
+        """
+        with self.failures(writing=True):
+            filesystem, path = self._place()
+            with filesystem.open_output_stream(path) as file:
+                file.write(content)
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        with self.failures(writing=True), suppress(*[FileNotFoundError] if missing_ok else []):
+            filesystem, path = self._place()
+            filesystem.delete_file(path)
+
+    def rmdir(self) -> None:
+        """Delete the folder if it is empty.
+
+        Raises:
+            OSError: it is not.
+        """
+        if any(self.iterdir()):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(self))
+        with self.failures(writing=True), suppress(FileNotFoundError):
+            filesystem, path = self._place()
+            filesystem.delete_dir(path)
+
     @contextmanager
-    def failures(self, what: str = "") -> Iterator[None]:
+    def failures(self, what: str = "", writing: bool = False) -> Iterator[None]:
         """Let what the store says about this file come as StoreFailed, which `what` is prefixed to.
 
         What is wrong with the content passes as it came, as does FileNotFoundError, without the store's text.
@@ -185,7 +270,7 @@ class RemotePath:
             seconds = time.monotonic() - started
             place = f"{what} of {self}" if what else str(self)
             said = without_secrets(reason, self.uri)
-            raise StoreFailed(place, said, count_tries(reason), seconds) from None
+            raise StoreFailed(place, said, count_tries(reason), seconds, writing) from None
 
     def _type(self) -> str:
         with self.failures():

@@ -60,6 +60,8 @@ class TrainingProgress:
             self._progress.update(self._task, completed=event["step"], total=event["num_steps"])
         elif event["kind"] == "masked":
             self._tell_masked(event["rank"], event["row_groups"])
+        elif event["kind"] == "checkpoint_failed":
+            self._progress.console.print(event["problem"], style="yellow", markup=False)
         elif event["kind"] == "metrics":
             self._remember(event["values"])
             self._progress.update(self._task, news="  ".join(f"{k} {v}" for k, v in self._news.items()))

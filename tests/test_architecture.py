@@ -32,7 +32,7 @@ ALLOWED = {
     "pulse": set(),
     "faults": {"errors", "world", "storage"},
     "splitting": set(),
-    "config": {"errors", "splitting"},
+    "config": {"errors", "object_store", "splitting"},
     "file_cache": set(),
     "object_store": {"errors"},
     "storage": {"errors", "file_cache", "object_store"},

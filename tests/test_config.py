@@ -164,3 +164,12 @@ def test_a_file_that_is_no_configuration_is_told(tmp_path: Path, text: str) -> N
 def test_a_missing_file_is_told_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load_config(tmp_path / "no.yaml")
+
+
+def test_secrets_in_the_place_of_checkpoints_are_refused_without_being_shown() -> None:
+    for place in ("s3://KEY:s3cr3t@bucket/saves", "s3://bucket/saves?session_token=s3cr3t"):
+        (problem,) = problems_of({"storage": {"checkpoints": place}})
+        assert "storage.checkpoints" in problem and "***" in problem and "s3cr3t" not in problem
+        assert "AWS_SECRET_ACCESS_KEY" in problem
+    place = "s3://bucket/saves?region=eu-west-1"
+    assert parse_config({**MINIMAL, "storage": {"checkpoints": place}}).storage.checkpoints == place

@@ -14,7 +14,7 @@ from sparktrain.dataset import Dataset
 from sparktrain.dataset.card import write_card
 from sparktrain.dataset.drift import ColumnDrift
 from sparktrain.dataset.statistics import ColumnStatistics, Statistics
-from sparktrain.terminal import dataset_table, drift_table
+from sparktrain.terminal import TrainingProgress, dataset_table, drift_table
 from sparktrain.testing import write_tiny_dataset
 
 
@@ -69,3 +69,11 @@ def test_the_drift_table_tells_before_and_after() -> None:
     text = text_of(drift_table([moved, ColumnDrift(column="still", psi=0, null_rate=(0, 0))]))
     for expected in ("a[b]", "0.200", "moderate", "10.00% → 25.00%", "50.00%", "1,234 → -2", "little"):
         assert expected in text
+
+
+def test_a_checkpoint_that_could_not_be_written_is_told_while_training_goes_on() -> None:
+    file = StringIO()
+    problem = "The checkpoint out/step-5 could not be written:\n  - rank 1: No space left on device [7 bytes]"
+    with TrainingProgress(Console(file=file, width=200)) as progress:
+        progress({"kind": "checkpoint_failed", "step": 5, "problem": problem})
+    assert problem in file.getvalue()

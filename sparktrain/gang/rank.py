@@ -18,7 +18,7 @@ from sparktrain.faults import FaultPlan
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.events import EventWriter
 from sparktrain.storage import AnyPath
-from sparktrain.training.checkpoint import verify_checkpoint
+from sparktrain.training.checkpoint import open_checkpoint
 from sparktrain.training.evaluate import Evaluation
 from sparktrain.training.loop import Loop
 from sparktrain.training.task import TrainTask
@@ -34,6 +34,7 @@ class RunSpec:
         dataset: directory of the dataset, likewise, or where it lies in an object store.
         resume_from: a checkpoint's directory, the same for every rank; None: from the start.
         data: how the dataset is read.
+        checkpoints: where they lie; None: in the run's directory.
         faults: what is to go wrong, in tests.
     """
 
@@ -41,8 +42,9 @@ class RunSpec:
     dataset: AnyPath
     task: TrainTask
     config: TrainConfig
-    resume_from: Path | None
+    resume_from: AnyPath | None
     data: DataConfig = field(default_factory=DataConfig)
+    checkpoints: AnyPath | None = None
     faults: FaultPlan | None = None
 
 
@@ -54,10 +56,11 @@ def train_rank(spec: RunSpec) -> dict[str, Any]:
     """
     world = World.from_environment()
     run = RunDirectory(spec.run_dir)
-    saved = verify_checkpoint(spec.resume_from) if spec.resume_from else None
+    saved = open_checkpoint(spec.resume_from) if spec.resume_from else None
     dataset = open_dataset(spec.dataset, reader=spec.data.reader)
     with EventWriter(run.events, world.rank, world.attempt) as emit:
-        loop = Loop(spec.task, dataset, spec.config, world, run.checkpoints, emit, spec.data, spec.faults)
+        checkpoints = spec.checkpoints or run.checkpoints
+        loop = Loop(spec.task, dataset, spec.config, world, checkpoints, emit, spec.data, spec.faults)
         outcome = loop.run(saved)
     if outcome.test is not None and outcome.test.prediction is not None:
         name = "probability" if dataset.features.has_binary_target else "prediction"

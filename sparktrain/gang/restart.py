@@ -73,7 +73,7 @@ class Attempts:
             except SparktrainError as error:
                 if not error.is_transient or not self._config.max_restarts:
                     raise
-                saved = newest_valid(self._run.checkpoints)
+                saved = newest_valid(spec.checkpoints or self._run.checkpoints)
                 step = saved.step if saved else 0
                 failures = 1 if step > reached else failures + 1
                 reached = step

@@ -27,7 +27,7 @@ from sparktrain.runs.directory import FINISHED, RunDirectory
 from sparktrain.runs.follow import Follower
 from sparktrain.runs.publish import publish
 from sparktrain.runs.tracking import Tracker
-from sparktrain.storage import commit_json, read_json
+from sparktrain.storage import check_writable, commit_json, read_json
 from sparktrain.training.checkpoint import Checkpoint, newest_valid
 from sparktrain.training.task import TrainTask
 from sparktrain.world import World
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 # What the steps already done would no longer belong to if it changed.
 _FIXED_ON_RESUME = (
     "dataset",
+    "storage.checkpoints",
     "data.reader",
     "train.global_batch_size",
     "train.num_lanes",
@@ -117,6 +118,8 @@ def train(
         "run_dir": str(run.path),
         "dataset": describe_dataset(dataset),
     }
+    checkpoints = run.checkpoints_in(config.storage.checkpoints)
+    check_writable(checkpoints)
     spec = RunSpec(
         run.path,
         dataset.path.resolve(),
@@ -124,6 +127,7 @@ def train(
         config.train,
         saved.path if saved else None,
         config.data,
+        checkpoints,
         faults,
     )
     with _ending(run, tracker, attempts, facts):
@@ -214,7 +218,7 @@ def _run_directory(dataset: Dataset, config: Config) -> tuple[RunDirectory, Chec
         run = RunDirectory.newest_unfinished(config.storage.root, config.pipeline)
         if run is not None:
             _compare(run, read_json(run.spec_file), spec)
-            saved = newest_valid(run.checkpoints)
+            saved = newest_valid(run.checkpoints_in(config.storage.checkpoints))
             where = f"step {saved.step}" if saved else "the start: it has no checkpoint yet"
             logger.info("resuming %s from %s", run.path, where)
             return run, saved

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sparktrain.storage import commit_json, read_json, writable_directory
+from sparktrain.storage import AnyPath, commit_json, path_of, read_json, writable_directory
 
 FINISHED = "finished"
 
@@ -59,6 +59,10 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def checkpoints_in(self, elsewhere: str | None) -> AnyPath:
+        """Return where this run's checkpoints lie: a folder of its name in `elsewhere`, or its own."""
+        return (path_of(elsewhere) / self.name).resolve() if elsewhere else self.checkpoints
 
     @property
     def predictions(self) -> Path:

@@ -26,10 +26,11 @@ from sparktrain.runs.plots import (
     roc_figure,
 )
 from sparktrain.runs.reference import logistic_regression_reference
-from sparktrain.runs.registry import log_model
+from sparktrain.runs.registry import WEIGHTS_FILE, log_model
 from sparktrain.runs.tracking import Tracker
 from sparktrain.storage import RemotePath
-from sparktrain.training.checkpoint import MODEL_FILE
+from sparktrain.training.checkpoint import open_checkpoint
+from sparktrain.training.checkpoint_state import export_weights
 from sparktrain.training.task import TrainTask
 
 logger = logging.getLogger(__name__)
@@ -67,26 +68,30 @@ def publish(
         tracker.log_metrics(outcome["steps"], final)
     _log_figures(run, tracker, is_binary)
     log_card(tracker, dataset)
+    best = run.checkpoints_in(config.storage.checkpoints) / outcome["best"]
     if not is_binary:
         logger.warning(
             "the model is not registered: scoring knows one binary target so far, this dataset has %s; "
             "the weights are in %s",
             ", ".join(f"{t.name} ({t.kind})" for t in dataset.features.targets) or "none",
-            run.checkpoints / outcome["best"] / MODEL_FILE,
+            best,
         )
         return metrics, None
     logger.info("registering the model as %s@%s", config.model_name, config.tracking.alias)
-    model_uri = log_model(
-        tracker,
-        weights=run.checkpoints / outcome["best"] / MODEL_FILE,
-        features=dataset.features,
-        pipeline=type(task).__module__.rpartition(".")[0],
-        arguments=dataclasses.asdict(task) if dataclasses.is_dataclass(task) else {},
-        sample=dataset.examples(),
-        registered_name=config.model_name,
-        alias=config.tracking.alias,
-        step=outcome["steps"],
-    )
+    with tempfile.TemporaryDirectory(prefix="sparktrain-weights-") as directory:
+        weights = Path(directory) / WEIGHTS_FILE
+        export_weights(open_checkpoint(best), weights)
+        model_uri = log_model(
+            tracker,
+            weights=weights,
+            features=dataset.features,
+            pipeline=type(task).__module__.rpartition(".")[0],
+            arguments=dataclasses.asdict(task) if dataclasses.is_dataclass(task) else {},
+            sample=dataset.examples(),
+            registered_name=config.model_name,
+            alias=config.tracking.alias,
+            step=outcome["steps"],
+        )
     return metrics, model_uri
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: a directory per save, hashes in a manifest that is written last, verified before any load.
 
 Tensors are safetensors and everything else is JSON, so that loading a checkpoint runs no code from it.
+Nothing is renamed and nothing appended to: what holds on a local disk holds in an object store.
 """
 
 from __future__ import annotations
@@ -9,29 +10,22 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
-
-from sparktrain.errors import CheckpointInvalid
-from sparktrain.storage import commit_bytes, commit_json, read_json, sha256_file, to_json
+from sparktrain.errors import AttemptSuperseded, CheckpointInvalid, CheckpointOutdated, StoreFailed
+from sparktrain.storage import AnyPath, to_json, write_once
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILE = "model.safetensors"
-OPTIMIZER_FILE = "optimizer.safetensors"
-GENERATORS_FILE = "generators.safetensors"
 MANIFEST_FILE = "manifest.json"
-FORMAT = "sparktrain.checkpoint/1"
+FORMAT = "sparktrain.checkpoint/2"
 
 _NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
+_CLAIM = re.compile(r"attempt-(\d+)")
+_RANK_FILE = re.compile(r"rank-\d{3,}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -39,14 +33,18 @@ class Checkpoint:
     """A committed save.
 
     Attributes:
-        path: its directory.
+        path: its directory, local or in an object store.
         step: optimizer updates done when it was taken.
         state: data cursor, best-so-far, validation metrics and the like: plain JSON.
+        files: SHA-256 of each rank's file, by name.
+        tensors: of each tensor its dtype, shape, and chunks: which file holds what lies from which offset on.
     """
 
-    path: Path
+    path: AnyPath
     step: int
     state: Mapping[str, Any]
+    files: Mapping[str, str]
+    tensors: Mapping[str, Mapping[str, Any]]
 
 
 def checkpoint_name(step: int, attempt: int) -> str:
@@ -54,70 +52,97 @@ def checkpoint_name(step: int, attempt: int) -> str:
     return f"step-{step:09d}-attempt-{attempt:03d}"
 
 
-def save_checkpoint(
-    path: Path,
-    *,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    generators: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-) -> Checkpoint:
-    """Write one checkpoint; called by one rank.
+def rank_file(rank: int) -> str:
+    return f"rank-{rank:03d}.safetensors"
 
-    Args:
-        path: a directory of its own, see `checkpoint_name`.
-        generators: uint8 state of each rank's random generator, by name.
-        state: JSON that comes back with the checkpoint.
+
+def claim(directory: AnyPath, attempt: int) -> None:
+    """Say that an attempt has begun: those before it commit and delete nothing any more."""
+    write_once(directory / f"attempt-{attempt:03d}", b"{}\n")
+
+
+def commit(saved: Checkpoint) -> None:
+    """Write the manifest, by which the files become a checkpoint; half a manifest counts as none.
+
+    Raises:
+        AttemptSuperseded: a later attempt has begun.
+        ValueError: the state is not JSON.
+        OSError, StoreFailed: the storage did not take it.
     """
-    if path.exists():  # the same step again within an attempt: nothing of it may survive beside the new files
-        _delete(path)
-    path.mkdir(parents=True)
-    tensors, settings = _optimizer_state(model, optimizer)
-    contents = {MODEL_FILE: model.state_dict(), OPTIMIZER_FILE: tensors, GENERATORS_FILE: generators}
-    files = {name: _write(path / name, content) for name, content in contents.items()}
-    manifest = {"format": FORMAT, "step": step, "state": dict(state), "optimizer": settings, "files": files}
+    attempt, _ = _attempt_and_step(saved.path)
+    if (latest := _latest_attempt(saved.path.parent)) > attempt:
+        raise AttemptSuperseded(str(saved.path), attempt, latest)
+    manifest = {"format": FORMAT, "step": saved.step, "state": dict(saved.state)}
+    manifest |= {"files": dict(saved.files), "tensors": dict(saved.tensors)}
     # Its own hash too: a flipped digit in the data cursor would be valid JSON.
-    commit_json(path / MANIFEST_FILE, {**manifest, "sha256": _digest(manifest)})
-    return Checkpoint(path, step, state)
+    write_once(saved.path / MANIFEST_FILE, to_json({**manifest, "sha256": _digest(manifest)}).encode())
 
 
-def committed(directory: Path) -> Iterator[Path]:
+def committed(directory: AnyPath) -> Iterator[AnyPath]:
     """Directories with a manifest: the newest attempt first, and in it the newest step.
 
     The attempt counts more than the step: a later attempt went on from the newest save that was whole then,
     and a rank that was left over from an earlier attempt can't overtake it.
     """
-    found = [
-        path.parent for path in directory.glob(f"step-*/{MANIFEST_FILE}") if _NAME.fullmatch(path.parent.name)
-    ]
-    yield from sorted(found, key=_attempt_and_step, reverse=True)
+    found = [path for path in _entries(directory) if _NAME.fullmatch(path.name)]
+    for path in sorted(found, key=_attempt_and_step, reverse=True):
+        if (path / MANIFEST_FILE).is_file():
+            yield path
 
 
-def verify_checkpoint(path: Path) -> Checkpoint:
-    """Check every file against the manifest.
+def open_checkpoint(path: AnyPath) -> Checkpoint:
+    """Read the manifest, and hold it against its own hash; files are held against theirs when they are read.
+
+    Raises:
+        CheckpointInvalid: with what is wrong.
+        CheckpointOutdated: it is whole, and of a format that is not read any more.
+    """
+    try:
+        content = (path / MANIFEST_FILE).read_bytes()
+        manifest = json.loads(content)
+        if content != to_json(manifest).encode() or manifest["sha256"] != _digest(manifest):
+            raise CheckpointInvalid(str(path), _damaged(MANIFEST_FILE))
+        if manifest["format"] != FORMAT:
+            raise CheckpointOutdated(str(path), manifest["format"], FORMAT)
+        for name in manifest["files"]:
+            if not _RANK_FILE.fullmatch(name):  # it could lead out of the directory
+                raise CheckpointInvalid(str(path), f"it names a file {name!r}, which is none of a rank's")
+        fields = ("step", "state", "files", "tensors")
+        return Checkpoint(path, **{name: manifest[name] for name in fields})
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise CheckpointInvalid(str(path), f"{MANIFEST_FILE}: {type(error).__name__}: {error}") from error
+
+
+def read_rank_file(saved: Checkpoint, name: str) -> bytes:
+    """Read a file of a checkpoint, if it is what was saved.
 
     Raises:
         CheckpointInvalid: with the file and what is wrong with it.
     """
     try:
-        content = (path / MANIFEST_FILE).read_bytes()
-        manifest = json.loads(content)
-        if manifest["format"] != FORMAT:
-            raise CheckpointInvalid(str(path), f"its format is {manifest['format']!r}, expected {FORMAT!r}")
-        whole = content == to_json(manifest).encode()
-        digests = {MANIFEST_FILE: (_digest(manifest) if whole else None, manifest["sha256"])}
-        digests |= {name: (sha256_file(path / name), digest) for name, digest in manifest["files"].items()}
-        for name, (found, expected) in digests.items():
-            if found != expected:
-                raise CheckpointInvalid(str(path), f"{name} is not what was saved (its SHA-256 differs)")
-        return Checkpoint(path, manifest["step"], manifest["state"])
-    except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise CheckpointInvalid(str(path), f"{type(error).__name__}: {error}") from error
+        content = (saved.path / name).read_bytes()
+    except OSError as error:
+        raise CheckpointInvalid(str(saved.path), f"{name}: {type(error).__name__}: {error}") from error
+    if hashlib.sha256(content).hexdigest() != saved.files[name]:
+        raise CheckpointInvalid(str(saved.path), _damaged(name))
+    return content
 
 
-def newest_valid(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint whose files are whole; logs a warning for each broken one that is passed over."""
+def verify_checkpoint(path: AnyPath) -> Checkpoint:
+    """Check every file against the manifest; raises what `open_checkpoint` and `read_rank_file` raise."""
+    saved = open_checkpoint(path)
+    for name in saved.files:
+        read_rank_file(saved, name)
+    return saved
+
+
+def newest_valid(directory: AnyPath) -> Checkpoint | None:
+    """The newest checkpoint whose files are whole; logs a warning for each broken one that is passed over.
+
+    Raises:
+        CheckpointOutdated: it is of another format: to start anew instead would lose what it holds.
+        StoreFailed: the store that it lies in does not answer, which says nothing about the checkpoint.
+    """
     for path in committed(directory):
         try:
             return verify_checkpoint(path)
@@ -126,46 +151,54 @@ def newest_valid(directory: Path) -> Checkpoint | None:
     return None
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Load a verified checkpoint's weights into `model`, in place."""
-    model.load_state_dict(_load(path, MODEL_FILE))
-
-
-def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load a verified checkpoint's optimizer state, in place."""
-    settings = read_json(path / MANIFEST_FILE)["optimizer"]
-    names = [name for name, _ in model.named_parameters()]
-    state: dict[int, dict[str, Any]] = {}
-    for key, tensor in _load(path, OPTIMIZER_FILE).items():
-        name, _, slot = key.rpartition("/")
-        state.setdefault(names.index(name), {})[slot] = tensor
-    groups = [{**group, "params": [names.index(name) for name in group["params"]]} for group in settings]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def load_generators(path: Path) -> dict[str, Tensor]:
-    """State of each rank's random generator, by name."""
-    return _load(path, GENERATORS_FILE)
-
-
-def delete_old(directory: Path, keep: int, also_keep: Path | None, attempt: int) -> None:
-    """Delete all but the newest `keep` committed checkpoints and `also_keep`; nothing that we didn't commit.
+def delete_old(directory: AnyPath, keep: int, also_keep: str | None, attempt: int) -> None:
+    """Delete all but the newest `keep` committed checkpoints and `also_keep`; nothing that we didn't write.
 
     Args:
-        attempt: who deletes; what later attempts committed is none of its business.
+        also_keep: name of a checkpoint.
+        attempt: who deletes; nothing once a later one has begun, for that may go on from anything here.
     """
+    if _latest_attempt(directory) > attempt:
+        return
+    # By name too: a later attempt can begin, and commit, after that look.
     ours = [path for path in committed(directory) if _attempt_and_step(path)[0] <= attempt]
     for path in ours[keep:]:
-        if path != also_keep:
-            _delete(path)
+        if path.name != also_keep:
+            clear(path)
+            with suppress(OSError):  # somebody keeps something of theirs in it
+                path.rmdir()
 
 
-def _delete(path: Path) -> None:
+def clear(path: AnyPath) -> None:
+    """Delete the files of a checkpoint, committed or not, and nothing else in its directory."""
     (path / MANIFEST_FILE).unlink(missing_ok=True)  # first: a half-deleted directory must not look committed
-    shutil.rmtree(path)
+    for file in _entries(path):
+        if _RANK_FILE.fullmatch(file.name):
+            file.unlink(missing_ok=True)
 
 
-def _attempt_and_step(path: Path) -> tuple[int, int]:
+def discard(file: AnyPath) -> None:
+    """Delete what this rank wrote of a save that failed, as far as the storage lets us."""
+    with suppress(OSError, StoreFailed):
+        file.unlink(missing_ok=True)
+        file.parent.rmdir()  # the last of the ranks succeeds
+
+
+def _entries(directory: AnyPath) -> list[AnyPath]:
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _latest_attempt(directory: AnyPath) -> int:
+    """Return the number of the last attempt that has begun or committed here, 0 without any."""
+    names = [path.name for path in _entries(directory)]
+    begun = [int(match[1]) for name in names if (match := _CLAIM.fullmatch(name))]
+    return max(begun + [int(match[2]) for name in names if (match := _NAME.fullmatch(name))], default=0)
+
+
+def _attempt_and_step(path: AnyPath) -> tuple[int, int]:
     match = _NAME.fullmatch(path.name)
     assert match is not None, path
     return int(match[2]), int(match[1])
@@ -175,39 +208,5 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(to_json({k: v for k, v in manifest.items() if k != "sha256"}).encode()).hexdigest()
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write tensors; return the SHA-256 of what was meant to be written, not of what the disk made of it."""
-    # clone: tied weights share their memory, which the format refuses
-    content = save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()})
-    commit_bytes(path, content)
-    return hashlib.sha256(content).hexdigest()
-
-
-def _load(path: Path, name: str) -> dict[str, Tensor]:
-    try:
-        return load_file(path / name)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointInvalid(str(path), f"{name}: {error}") from error
-
-
-def _optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Name an optimizer's state by parameter, so that it does not hang on the parameters' order."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {
-        f"{names[parameter]}/{slot}": torch.as_tensor(value)
-        for parameter, slots in optimizer.state.items()
-        for slot, value in slots.items()
-    }
-    settings = [
-        {**_plain(group), "params": [names[parameter] for parameter in group["params"]]}
-        for group in optimizer.param_groups
-    ]
-    return tensors, settings
-
-
-def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a parameter group that JSON can hold."""
-    kinds = (bool, int, float, str, list, tuple, type(None))
-    return {name: value for name, value in group.items() if name != "params" and isinstance(value, kinds)}
+def _damaged(name: str) -> str:
+    return f"{name} is not what was saved (its SHA-256 differs)"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,10 +16,12 @@ from sparktrain.config import DataConfig, TrainConfig
 from sparktrain.dataset import Dataset, Stream
 from sparktrain.errors import NonFiniteLoss, StepFailed
 from sparktrain.faults import FaultPlan
-from sparktrain.training import checkpoint as checkpoints
-from sparktrain.training.checkpoint import Checkpoint
+from sparktrain.storage import AnyPath
+from sparktrain.training.checkpoint import Checkpoint, open_checkpoint
+from sparktrain.training.checkpoint_state import load_weights, restore, settings_of, tensors_of
 from sparktrain.training.evaluate import Evaluation, evaluate, rows_to_device, weighted_losses
-from sparktrain.training.generators import gather_generators, restore_generators, seed_rank
+from sparktrain.training.generators import generator_state, restore_generator, seed_rank
+from sparktrain.training.saving import Emit, Saver
 from sparktrain.training.strategies import wrap
 from sparktrain.training.task import Batch, TrainTask
 from sparktrain.training.window import Window
@@ -29,7 +29,6 @@ from sparktrain.world import World
 
 logger = logging.getLogger(__name__)
 
-Emit = Callable[[Mapping[str, Any]], None]
 LOG_EVERY_STEPS = 10
 
 
@@ -46,7 +45,7 @@ class Outcome:
 
     steps: int
     metrics: dict[str, float]
-    best: Path
+    best: AnyPath
     test: Evaluation | None
 
 
@@ -59,7 +58,7 @@ class Loop:
         dataset: Dataset,
         config: TrainConfig,
         world: World,
-        directory: Path,
+        directory: AnyPath,
         emit: Emit,
         data: DataConfig | None = None,
         faults: FaultPlan | None = None,
@@ -85,7 +84,7 @@ class Loop:
         )
         self.total_steps = self.stream.steps_per_epoch * config.epochs
         self.step = 0
-        self.best: dict[str, Any] | None = None
+        self.saver = Saver(directory, config, world, emit)
         self.window = Window(world)
         self.masked: dict[str, str] = {}
 
@@ -188,64 +187,58 @@ class Loop:
                 dist.broadcast(buffer, src=0)
 
     def _save(self, metrics: dict[str, float]) -> None:
-        """Commit a checkpoint; after a validation, compare with the best so far."""
-        path = self.directory / checkpoints.checkpoint_name(self.step, self.world.attempt)
-        is_epoch_end = self.stream.step == 0
+        """Take a checkpoint; after a validation, compare with the best so far."""
+        self._agree_on_buffers()  # whose share of the file they are in is not ours to know
+        self.saver.wait()  # what became of the one before says which is the best so far
+        best, is_epoch_end = self.saver.best, self.stream.step == 0
         if is_epoch_end and self._is_best(metrics):
-            self.best = {"step": self.step, "checkpoint": path.name, "metrics": _to_plain(metrics)}
-        generators = gather_generators(self.world)
-        if self.world.is_first:
-            checkpoints.save_checkpoint(
-                path,
-                step=self.step,
-                model=self.model,
-                optimizer=self.optimizer,
-                generators=generators,
-                state={"stream": self.stream.state_dict(), "best": self.best, "world_size": self.world.size},
-            )
-            best = self.directory / self.best["checkpoint"] if self.best else None
-            keep = self.config.keep_checkpoints
-            checkpoints.delete_old(self.directory, keep, also_keep=best, attempt=self.world.attempt)
-            self.emit({"kind": "checkpoint", "step": self.step, "path": path.name})
-        self._wait_for_all()
+            name = self.saver.name(self.step)
+            best = {"step": self.step, "checkpoint": name, "metrics": _to_plain(metrics)}
+        state = {
+            "stream": self.stream.state_dict(),
+            "best": best,
+            "world_size": self.world.size,
+            "optimizer": settings_of(self.model, self.optimizer),
+            "scheduler": None,  # the learning rate is a function of the step
+        }
+        generator = generator_state(self.world)
+        self.saver.save(self.step, tensors_of(self.model, self.optimizer, generator, self.world.rank), state)
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
         name = f"validation/{self.config.best_metric}"
-        if self.best is None or name not in metrics:
+        if self.saver.best is None or name not in metrics:
             return True
-        best = float(self.best["metrics"].get(name, "nan"))
+        best = float(self.saver.best["metrics"].get(name, "nan"))
         return metrics[name] > best or math.isnan(best)
 
     def _restore(self, saved: Checkpoint) -> None:
-        checkpoints.load_weights(saved.path, self.model)
-        checkpoints.load_optimizer(saved.path, self.model, self.optimizer)
+        same_ranks = saved.state["world_size"] == self.world.size
+        generator = restore(saved, self.model, self.optimizer, self.world.rank if same_ranks else None)
         for group in self.optimizer.param_groups:
-            group["weight_decay"] = (
-                self.config.weight_decay
-            )  # may be another one than in the save, like the rate
+            # may be another one than in the save, like the rate
+            group["weight_decay"] = self.config.weight_decay
         self.stream.load_state_dict(dict(saved.state["stream"]))
-        self.step = saved.step
-        self.best = saved.state["best"]
-        if saved.state["world_size"] == self.world.size:
-            restore_generators(checkpoints.load_generators(saved.path), self.world)
+        self.step, self.saver.best = saved.step, saved.state["best"]
+        if generator is not None:
+            restore_generator(generator, self.world)
         else:  # other ranks than before: no state to continue, so a fresh one that depends on the place alone
             seed_rank(self.world, self.config.seed, self.step)
         self.emit({"kind": "resumed", "step": self.step})
 
-    def _wait_for_all(self) -> None:
-        if self.world.size > 1:
-            dist.barrier()
-
     def _finish(self) -> Outcome:
-        assert self.best is not None, "every epoch ends with a save"
-        best = self.directory / self.best["checkpoint"]
-        metrics = {name: float(value) for name, value in self.best["metrics"].items()}
+        self.saver.wait()
+        best = self.saver.best
+        if best is None:  # every epoch ends with a save
+            assert self.saver.last_error is not None
+            raise self.saver.last_error
+        path = self.directory / best["checkpoint"]
+        metrics = {name: float(value) for name, value in best["metrics"].items()}
         test: Evaluation | None = None
         if self.dataset.num_rows("test"):
-            checkpoints.load_weights(checkpoints.verify_checkpoint(best).path, self.model)
+            load_weights(open_checkpoint(path), self.model)
             test = self._evaluate("test")
             metrics |= {f"test/{name}": value for name, value in test.metrics.items()}
-        return Outcome(self.step, metrics, best, test)
+        return Outcome(self.step, metrics, path, test)
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:

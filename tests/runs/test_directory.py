@@ -80,3 +80,15 @@ def test_a_root_that_can_not_be_written_is_named(tmp_path: Path) -> None:
     root.touch()
     with pytest.raises(StorageUnwritable, match=str(root)):
         RunDirectory.create(root, "flights")
+
+
+def test_checkpoints_lie_in_the_run_or_in_a_folder_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = RunDirectory.create(tmp_path, "flights")
+    assert run.checkpoints_in(None) == run.path / "checkpoints"
+    assert run.checkpoints_in("saves") == tmp_path / "saves" / run.name, "ranks may have another folder"
+    assert str(run.checkpoints_in("s3://bucket/saves?region=eu-west-1")) == (
+        f"s3://bucket/saves/{run.name}?region=eu-west-1"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +14,17 @@ import pytest
 
 from sparktrain.dataset import open_dataset
 from sparktrain.dataset.card import CARD_PAGE
+from sparktrain.errors import RankLost
 from sparktrain.gang.rank import RunSpec, train_rank
 from sparktrain.gang.supervise import describe_dataset
 from sparktrain.runs.publish import publish
 from sparktrain.runs.tracking import Tracker
 from sparktrain.testing import TargetKind, run_ranks, write_tiny_dataset
+from sparktrain.training.checkpoint import Checkpoint, committed, newest_valid, open_checkpoint
+from sparktrain.training.checkpoint_state import export_weights
 from tests.fixtures.object_store import ENVIRONMENT, object_store
 from tests.fixtures.tiny_model import new_run, tiny_config
-from tests.fixtures.tiny_task import TINY_CONFIG, TinyMulticlass, TinyRegression
+from tests.fixtures.tiny_task import TINY_CONFIG, FaultyTask, TinyMulticlass, TinyRegression, TinyTask
 
 pytestmark = pytest.mark.ranks
 
@@ -89,6 +93,48 @@ def test_ranks_train_on_a_dataset_in_an_object_store(
         assert describe_dataset(place)["path"] == uri
     assert metrics[0] == metrics[1]
     assert len(list((tmp_path / "cache").glob("*.whole"))) == 6  # two parts of each split
+
+
+def test_checkpoints_in_an_object_store_are_resumed_kept_and_published(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = write_tiny_dataset(tmp_path / "tiny", 650, validation_rows=50, test_rows=40)
+    train = TINY_CONFIG.model_copy(update={"ranks": 2, "checkpoint_every_steps": 5, "keep_checkpoints": 2})
+    task, faulty = TinyTask(dropout=0.3), FaultyTask(dropout=0.3, kind="sigkill", rank=1, step=33)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with object_store() as store:
+        runs: dict[str, dict[str, Any]] = {}
+        saves: dict[str, Checkpoint] = {}
+        for elsewhere in (None, store.uri("saves")):
+            config = tiny_config(root, storage={"root": str(root), "checkpoints": elsewhere})
+            run = new_run(root)
+            run.checkpoints.mkdir(exist_ok=True)
+            place = run.checkpoints_in(elsewhere)
+            spec = RunSpec(run.path, dataset.path, faulty, train, None, checkpoints=place)
+            with pytest.raises(RankLost):
+                run_ranks(2, train_rank, spec)
+            saved = newest_valid(place)
+            assert saved is not None and saved.step == 30, "the fault did not fire"
+            monkeypatch.setenv("SPARKTRAIN_ATTEMPT", "2")
+            spec = dataclasses.replace(spec, task=task, resume_from=saved.path)
+            runs[str(elsewhere)] = run_ranks(2, train_rank, spec)[0]
+            last = newest_valid(place)
+            assert last is not None and last.step == 40
+            saves[str(elsewhere)] = last
+            assert len(list(committed(place))) in (2, 3), "two, and the best"
+            assert (elsewhere is None) == any(run.checkpoints.iterdir())
+        here, there = runs
+        assert runs[here] == runs[there]
+        assert saves[here].files == saves[there].files
+        export_weights(open_checkpoint(place / runs[there]["best"]), tmp_path / "weights.safetensors")
+        tracker = Tracker.start(run, config, dataset)
+        kept: list[bytes] = []
+        monkeypatch.setattr(
+            "sparktrain.runs.publish.log_model", lambda *_, weights, **__: kept.append(weights.read_bytes())
+        )
+        publish(run, tracker, dataset, task, config, runs[there])
+        assert kept == [(tmp_path / "weights.safetensors").read_bytes()]
 
 
 def names(tracker: Tracker, folder: str) -> Sequence[str]:

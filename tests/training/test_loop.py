@@ -14,6 +14,7 @@ from sparktrain.dataset import Dataset
 from sparktrain.errors import CheckpointInvalid, DatasetInvalid, NonFiniteLoss, StepFailed
 from sparktrain.testing import write_tiny_dataset
 from sparktrain.training import checkpoint as checkpoints
+from sparktrain.training.checkpoint_state import load_weights
 from sparktrain.training.loop import Loop
 from sparktrain.world import World
 from tests.fixtures.tiny_task import (
@@ -98,7 +99,7 @@ def test_the_best_checkpoint_stays_when_later_ones_are_worse(
     script += [0.9, 0.8, 0.7, 0.5]
     found = train_here(ScriptedTask(), dataset, config(epochs=3, keep_checkpoints=1), tmp_path)
     assert found["best"] == checkpoints.checkpoint_name(20, 1)
-    kept = sorted(path.name for path in tmp_path.iterdir())
+    kept = sorted(path.name for path in tmp_path.glob("step-*"))
     assert kept == [checkpoints.checkpoint_name(20, 1), checkpoints.checkpoint_name(60, 1)]
     assert found["metrics"]["validation/auroc"] == pytest.approx(0.9)
     assert found["metrics"]["test/auroc"] == pytest.approx(0.5)
@@ -145,7 +146,7 @@ def test_nothing_is_saved_once_loss_or_gradient_is_not_finite(
 
 def weights(saved: checkpoints.Checkpoint, dataset: Dataset) -> list[torch.Tensor]:
     model = TinyTask().build_model(dataset.features)
-    checkpoints.load_weights(saved.path, model)
+    load_weights(saved, model)
     return list(model.state_dict().values())
 
 
@@ -178,7 +179,7 @@ def test_a_best_checkpoint_that_was_damaged_is_not_tested(
 ) -> None:
     class Damaging(ScriptedTask):
         def metrics(self) -> dict[str, Metric]:
-            for path in tmp_path.glob("*/" + checkpoints.MODEL_FILE):
+            for path in tmp_path.glob("*/rank-*.safetensors"):
                 path.write_bytes(path.read_bytes()[:-1] + b"?")
             return super().metrics()
 

@@ -14,6 +14,7 @@ from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.errors import EXIT_TRAINING, RankFailed, RankLost
 from sparktrain.testing import run_ranks, write_tiny_dataset
 from sparktrain.training import checkpoint as checkpoints
+from sparktrain.training.checkpoint_state import load_weights
 from sparktrain.training.evaluate import evaluate
 from sparktrain.training.loop import Loop
 from sparktrain.world import World
@@ -173,7 +174,7 @@ def test_ranks_evaluate_with_the_same_running_statistics(dataset: Dataset, tmp_p
     task = TinyTask(dropout=-1.0)
     found = train_tiny(task, dataset, config(epochs=1), tmp_path, ranks=2)
     model = task.build_model(dataset.features)
-    checkpoints.load_weights(tmp_path / found[0]["best"], model)
+    load_weights(checkpoints.open_checkpoint(tmp_path / found[0]["best"]), model)
     saved = evaluate(model, task, dataset, "validation", 32, 4, World()).metrics
     reported = found[0]["metrics"]
     assert {name: reported[f"validation/{name}"] for name in saved} == pytest.approx(saved, abs=1e-5)
