@@ -431,7 +431,8 @@ class NonFiniteLoss(SparktrainError, ValueError):
         super().__init__(
             f"The {what} became {value} by step {step}. It must be finite. The last checkpoint is sound: "
             "lower train.learning_rate or train.clip_gradient_norm, or look at the loss for a division "
-            "by zero, or a logarithm or a square root of it."
+            "by zero, or a logarithm or a square root of it. If a few steps of such kind are to be left out, "
+            "set train.on_nonfinite=skip."
         )
 
 

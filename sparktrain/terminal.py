@@ -27,6 +27,12 @@ _MAX_LINES = 5  # about columns, in the table of a dataset that may have hundred
 _COLOURS = {"little": "default", "moderate": "yellow", "large": "red"}
 
 
+_STRAGGLER_CAUSES = {
+    "data": "It waits for data: look at how it reaches the dataset, or raise data.num_threads.",
+    "compute": "It computes longer: look at what else runs on its host, and at its processor.",
+}
+
+
 class TrainingProgress:
     """A bar that follows the ranks' events; use as a context manager, call with each event."""
 
@@ -60,6 +66,8 @@ class TrainingProgress:
             self._progress.update(self._task, completed=event["step"], total=event["num_steps"])
         elif event["kind"] == "masked":
             self._tell_masked(event["rank"], event["row_groups"])
+        elif event["kind"] == "straggler":
+            self._tell_straggler(event)
         elif event["kind"] == "metrics":
             self._remember(event["values"])
             self._progress.update(self._task, news="  ".join(f"{k} {v}" for k, v in self._news.items()))
@@ -69,6 +77,17 @@ class TrainingProgress:
             self._progress.console.print(
                 f"Rank {rank} can't read {where}; its rows have weight 0. {why}", style="yellow", markup=False
             )
+
+    def _tell_straggler(self, event: Mapping[str, Any]) -> None:
+        who = f"Rank {event['rank']} on {event['host']}"
+        if event["is_over"]:
+            text = f"{who} keeps up with the others again."
+        else:
+            text = (
+                f"{who} is slow, and all others wait for it: a step takes it {event['factor']:.1f} times as "
+                f"long, {event['seconds']:.3f} s more. {_STRAGGLER_CAUSES[event['cause']]}"
+            )
+        self._progress.console.print(text, style="yellow", markup=False)
 
     def _remember(self, values: Mapping[str, float]) -> None:
         if "train/loss" in values:
