@@ -43,6 +43,8 @@ def examine(config: Config) -> list[Finding]:
         _ask("MLflow", partial(_tracking, config)),
         _ask("pipeline", partial(_pipeline, config)),
     ]
+    if findings[2]["level"] == "error" and not config.tracking.required:
+        findings[2]["level"] = "warning"
     if any(finding["level"] == "error" for finding in findings[:2]):
         return findings  # Spark can't start without either
     try:

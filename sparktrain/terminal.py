@@ -177,16 +177,27 @@ def training_table(result: Mapping[str, Any]) -> Table:
 
 def run_table(result: Mapping[str, Any]) -> Table:
     """What was done, how long it took, where everything lies."""
-    table = _table("run", result["run_id"])
+    table = _table("run", result["run_id"] or "not in MLflow yet")
     table.add_row(
         "steps", f"{result['steps']:,}, with {result['world_size']} ranks, attempt {result['attempts']}"
     )
     table.add_row("seconds", ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items()))
     table.add_row("run directory", result["run_dir"])
     table.add_row("model", result["model_uri"] or "not registered")
+    if result.get("unpublished"):
+        table.add_row("not published", escape(result["unpublished"]))
     if score := result.get("score"):
         table.add_row("scores", f"{score['output']} ({score['rows']:,} rows)")
     return table
+
+
+def replay_line(replayed: Mapping[str, Any]) -> str:
+    """What a replay delivered, in one line."""
+    model = f", model {replayed['model_uri']}" if replayed["model_uri"] else ""
+    return (
+        f"MLflow run {replayed['run_id']} at {replayed['tracking_uri']} is {replayed['run_status']}: "
+        f"{replayed['metrics']:,} metric values were new to it{model}"
+    )
 
 
 def ui_command(tracking_uri: str) -> str:

@@ -34,7 +34,7 @@ class WorkClock:
         self.seconds = 0.0
         self._began: float | None = None
         # The innermost module: a wrapper around it may wait for other ranks' buffers first.
-        model.register_forward_pre_hook(self._begin)
+        model.register_forward_pre_hook(self._begin, prepend=True)  # before the Task's own hooks
         # The first parameter's gradient is the last one to be known, or nearly.
         first = next((p for p in model.parameters() if p.requires_grad), None)
         if first is not None:
