@@ -1,6 +1,6 @@
 """The terminal face: `sparktrain prepare|append|train|score|run|doctor CONFIG [section.key=value …]`.
 
-`sparktrain check DATASET` stands beside them: it takes a dataset, and no configuration.
+`sparktrain check DATASET` and `sparktrain replay RUN_DIR` stand beside them: they take no configuration.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sparktrain.config import Config, TrainConfig, load_config
-from sparktrain.errors import EXIT_DATA, EXIT_INFRASTRUCTURE, SparktrainError
+from sparktrain.errors import EXIT_DATA, EXIT_INFRASTRUCTURE, NotPublished, SparktrainError
 from sparktrain.storage import writable_directory
 from sparktrain.terminal import log_to
 
@@ -203,6 +204,36 @@ def check(
             raise typer.Exit(EXIT_DATA)
 
 
+@app.command()
+def replay(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="of a run that has ended")],
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="of an MLflow server (default: where the run was tracked)")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Deliver to MLflow what it lacks of a run, because it was away while the run trained or ended.
+
+    Metrics come from the run directory's events, each step of a key once; a finished run whose model could
+    not be registered is published; the run gets the status that result.json says. Needs no Spark, and may be
+    repeated. To register a model, the pipeline's code must be in reach: start it where you trained.
+
+    Example: sparktrain replay out/runs/flight_delays-20260101-120000-1a2b3c
+    """
+    console = Console(stderr=as_json)
+    with outcome_as_exit_code(as_json):
+        _reach_pipelines()
+        from sparktrain.runs.replay import replay as replay_run
+        from sparktrain.terminal import replay_line
+
+        log_to(console)
+        with console.status("delivering"):
+            replayed = replay_run(Path(run_dir), tracking_uri).to_dict()
+        console.print(replay_line(replayed), highlight=False, soft_wrap=True, markup=False)
+        if as_json:
+            print_json({"status": "finished", **replayed})
+
+
 def _prepare_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
     from sparktrain.stages import dataset_result
 
@@ -245,6 +276,9 @@ def _run_work(config: Config, spark: SparkSession, console: Console) -> dict[str
     dataset = _prepare(config, spark, console)
     prepared = time.monotonic()
     result = _train(config, spark, dataset, console)
+    if result["model_uri"] is None:
+        _show_run(config, result, console)
+        raise _not_published(result)
     # The version just registered, even if another run has moved the alias since.
     scores = config.score.model_copy(update={"model": config.score.model or result["model_uri"]})
     scored = _score(config.model_copy(update={"score": scores}), spark, console)
@@ -253,6 +287,18 @@ def _run_work(config: Config, spark: SparkSession, console: Console) -> dict[str
     write_result(result["run_dir"], result)
     _show_run(config, result, console)
     return result
+
+
+def _not_published(result: Mapping[str, Any]) -> NotPublished:
+    """The champion's scores, an older model's, would be taken for this run's."""
+    from sparktrain.runs.directory import RunDirectory
+
+    run = RunDirectory(Path(result["run_dir"]))
+    error = NotPublished(
+        f"so nothing was scored: {result['unpublished']}", str(run.checkpoints), run.replay_command
+    )
+    error.result = result
+    return error
 
 
 prepare_work = Work(("prepare",), _prepare_work)
@@ -336,9 +382,13 @@ def job(work: Work, description: str | None) -> None:
 
 def read_config(path: str, overrides: Sequence[str]) -> Config:
     """Read the configuration with `pipelines/` of the working directory in reach."""
+    _reach_pipelines()
+    return load_config(path, overrides)
+
+
+def _reach_pipelines() -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    return load_config(path, overrides)
 
 
 @contextmanager

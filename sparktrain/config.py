@@ -140,6 +140,10 @@ class TrainConfig(Section):
     )
     weight_decay: float = Field(1e-2, ge=0)
     clip_gradient_norm: float | None = Field(1.0, gt=0)
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="at a NaN or infinite loss or gradient; skip: without that step, ten in a row stop",
+    )
     seed: int = 0
     model: dict[str, Any] = Field(default_factory=dict, description="arguments of the pipeline's Task")
     best_metric: str = Field(
@@ -197,6 +201,9 @@ class TrackingConfig(Section):
     uri: str | None = Field(None, description="empty: MLFLOW_TRACKING_URI, else SQLite under storage.root")
     experiment: str | None = Field(None, description="empty: the pipeline's name")
     registered_model: str | None = Field(None, description="empty: the pipeline's name")
+    required: bool = Field(
+        True, description="false: training goes on while MLflow is away; `sparktrain replay` delivers later"
+    )
     alias: str = Field("champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
 
     @field_validator("registered_model")

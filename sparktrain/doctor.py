@@ -38,6 +38,9 @@ def examine(config: Config) -> list[Finding]:
         _ask("MLflow", partial(_tracking, config)),
         _ask("pipeline", partial(_pipeline, config)),
     ]
+    (tracking,) = (finding for finding in findings if finding["what"] == "MLflow")
+    if tracking["level"] == "error" and not config.tracking.required:
+        tracking["level"] = "warning"
     if any(f["level"] == "error" for f in findings if f["what"] in ("Java", "storage")):
         return findings  # Spark can't start without either
     try:

@@ -462,11 +462,32 @@ class TrackingUnavailable(SparktrainError, RuntimeError):
     """The MLflow server does not answer."""
 
     def __init__(self, uri: str, reason: str) -> None:
+        self.problem = f"MLflow at {uri} can't be used: {reason}"
         super().__init__(
-            f"MLflow at {uri} can't be used: {reason}. Start the server, correct tracking.uri (or "
+            f"{self.problem}. Start the server, correct tracking.uri (or "
             "MLFLOW_TRACKING_URI), "
-            "or leave both empty to track into a SQLite file under storage.root."
+            "leave both empty to track into a SQLite file under storage.root, or set tracking.required=false "
+            "to train without it and deliver later."
         )
+
+
+class NotPublished(SparktrainError, RuntimeError):
+    """The training is done and its outcome kept, but MLflow does not have all of it."""
+
+    def __init__(self, problem: str, best: str, command: str) -> None:
+        super().__init__(
+            f"The training is finished, its model is not registered: {problem}. Nothing is lost: the weights "
+            f"are in {best}. Deliver what MLflow lacks and register the model with:\n  {command}"
+        )
+
+
+class ReplayRefused(SparktrainError, ValueError):
+    """A directory whose run can't be replayed."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, path: str, problem: str, way_out: str) -> None:
+        super().__init__(f"{path} can't be replayed: {problem}. Way out: {way_out}.")
 
 
 class CheckpointInvalid(SparktrainError, RuntimeError):
@@ -543,7 +564,8 @@ class NonFiniteLoss(SparktrainError, ValueError):
         super().__init__(
             f"The {what} became {value} by step {step}. It must be finite. The last checkpoint is sound: "
             "lower train.learning_rate or train.clip_gradient_norm, or look at the loss for a division "
-            "by zero, or a logarithm or a square root of it."
+            "by zero, or a logarithm or a square root of it. If a few steps of such kind are to be left out, "
+            "set train.on_nonfinite=skip."
         )
 
 

@@ -67,7 +67,8 @@ def check_before_spark(config: Config, stages: Collection[str]) -> None:
         check_metric(task, config)
         if "prepare" not in stages:
             check_training(newest_dataset(config), task, config)
-        check_tracking(resolve_tracking_uri(config.tracking, config.storage.root))
+        if config.tracking.required:
+            check_tracking(resolve_tracking_uri(config.tracking, config.storage.root))
     if "score" in stages:
         _check_targets(config, data)
         _check_source(config, data, config.score.source or config.prepare.source)

@@ -27,6 +27,12 @@ _MAX_LINES = 5  # about columns, in the table of a dataset that may have hundred
 _COLOURS = {"little": "default", "moderate": "yellow", "large": "red"}
 
 
+_STRAGGLER_CAUSES = {
+    "data": "It waits for data: look at how it reaches the dataset, or raise data.num_threads.",
+    "compute": "It computes longer: look at what else runs on its host, and at its processor.",
+}
+
+
 class TrainingProgress:
     """A bar that follows the ranks' events; use as a context manager, call with each event."""
 
@@ -62,6 +68,8 @@ class TrainingProgress:
             self._tell_masked(event["rank"], event["row_groups"])
         elif event["kind"] == "checkpoint_failed":
             self._progress.console.print(event["problem"], style="yellow", markup=False)
+        elif event["kind"] == "straggler":
+            self._tell_straggler(event)
         elif event["kind"] == "metrics":
             self._remember(event["values"])
             self._progress.update(self._task, news="  ".join(f"{k} {v}" for k, v in self._news.items()))
@@ -71,6 +79,17 @@ class TrainingProgress:
             self._progress.console.print(
                 f"Rank {rank} can't read {where}; its rows have weight 0. {why}", style="yellow", markup=False
             )
+
+    def _tell_straggler(self, event: Mapping[str, Any]) -> None:
+        who = f"Rank {event['rank']} on {event['host']}"
+        if event["is_over"]:
+            text = f"{who} keeps up with the others again."
+        else:
+            text = (
+                f"{who} is slow, and all others wait for it: a step takes it {event['factor']:.1f} times as "
+                f"long, {event['seconds']:.3f} s more. {_STRAGGLER_CAUSES[event['cause']]}"
+            )
+        self._progress.console.print(text, style="yellow", markup=False)
 
     def _remember(self, values: Mapping[str, float]) -> None:
         if "train/loss" in values:
@@ -160,16 +179,27 @@ def training_table(result: Mapping[str, Any]) -> Table:
 
 def run_table(result: Mapping[str, Any]) -> Table:
     """What was done, how long it took, where everything lies."""
-    table = _table("run", result["run_id"])
+    table = _table("run", result["run_id"] or "not in MLflow yet")
     table.add_row(
         "steps", f"{result['steps']:,}, with {result['world_size']} ranks, attempt {result['attempts']}"
     )
     table.add_row("seconds", ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items()))
     table.add_row("run directory", result["run_dir"])
     table.add_row("model", result["model_uri"] or "not registered")
+    if result.get("unpublished"):
+        table.add_row("not published", escape(result["unpublished"]))
     if score := result.get("score"):
         table.add_row("scores", f"{score['output']} ({score['rows']:,} rows)")
     return table
+
+
+def replay_line(replayed: Mapping[str, Any]) -> str:
+    """What a replay delivered, in one line."""
+    model = f", model {replayed['model_uri']}" if replayed["model_uri"] else ""
+    return (
+        f"MLflow run {replayed['run_id']} at {replayed['tracking_uri']} is {replayed['run_status']}: "
+        f"{replayed['metrics']:,} metric values were new to it{model}"
+    )
 
 
 def ui_command(tracking_uri: str) -> str:

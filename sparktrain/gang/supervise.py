@@ -13,7 +13,14 @@ from pyspark.sql import SparkSession
 
 from sparktrain.config import Config
 from sparktrain.dataset import Dataset, open_dataset
-from sparktrain.errors import EXIT_CONFIG, ConfigError, PipelineFailed, ResumeRefused, SparktrainError
+from sparktrain.errors import (
+    EXIT_CONFIG,
+    ConfigError,
+    NotPublished,
+    PipelineFailed,
+    ResumeRefused,
+    SparktrainError,
+)
 from sparktrain.faults import FaultPlan
 from sparktrain.gang.blame import user_lines
 from sparktrain.gang.launch import active_session
@@ -25,7 +32,8 @@ from sparktrain.gang.shipping import ship_code_of
 from sparktrain.runs.describe import flatten
 from sparktrain.runs.directory import FINISHED, RunDirectory
 from sparktrain.runs.follow import Follower
-from sparktrain.runs.publish import publish
+from sparktrain.runs.late import LateTracker, start_tracking
+from sparktrain.runs.publish import Outcome, publish_or_tell
 from sparktrain.runs.tracking import Tracker
 from sparktrain.storage import check_writable, commit_json, read_json
 from sparktrain.training.checkpoint import Checkpoint, newest_valid
@@ -57,16 +65,17 @@ class TrainResult:
 
     Attributes:
         status: "finished", "failed" or "killed".
-        run_id: MLflow's.
+        run_id: MLflow's; None if it was never reached.
         dataset: path, fingerprint, rows by split, quarantined rows by rule.
         metrics: "validation/…" and "test/…" of the best checkpoint, "reference/…" of the logistic regression.
         model_uri: the registered version, "models:/<name>/<version>"; None if the run did not finish, or if
             its model is of a kind that can't be registered yet.
+        unpublished: why MLflow lacks the outcome of a finished run, which `sparktrain replay` delivers.
         seconds: by phase.
     """
 
     status: str
-    run_id: str
+    run_id: str | None
     run_dir: str
     dataset: Mapping[str, Any]
     world_size: int
@@ -74,6 +83,7 @@ class TrainResult:
     steps: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     model_uri: str | None = None
+    unpublished: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
 
@@ -112,9 +122,8 @@ def train(
     faults = FaultPlan.from_environment(run.faults)
     attempts = Attempts(session, run, config.train, on_output)
     attempts.check()
-    tracker = Tracker.start(run, config, dataset, model)
+    tracker = start_tracking(run, config, dataset, model)
     facts: dict[str, Any] = {
-        "run_id": tracker.run_id,
         "run_dir": str(run.path),
         "dataset": describe_dataset(dataset),
     }
@@ -132,21 +141,33 @@ def train(
     )
     with _ending(run, tracker, attempts, facts):
         with Follower(run, tracker, on_event):
-            outcome = attempts.run(spec, saved.step if saved else 0)
+            found = attempts.run(spec, saved.step if saved else 0)
         trained = time.monotonic()
-        metrics, model_uri = publish(run, tracker, dataset, task, config, outcome)
+        outcome = Outcome.of(found, dataset, task, config)
+        outcome.commit(run)
+        published = publish_or_tell(run, tracker, dataset, outcome)
         result = TrainResult(
             status=FINISHED,
-            steps=outcome["steps"],
-            metrics=metrics,
-            model_uri=model_uri,
+            run_id=tracker.run_id,
+            steps=outcome.steps,
+            metrics=outcome.metrics,
+            model_uri=published.model_uri,
+            unpublished=published.problem,
             seconds={"train": trained - started, "publish": time.monotonic() - trained},
             world_size=attempts.ranks,
             attempts=attempts.number,
             **facts,
         )
         run.write_result(result.to_dict())
-    tracker.finish("FINISHED")
+    if published.reached:
+        tracker.finish("FINISHED")
+    if published.problem and config.tracking.required:
+        lost = NotPublished(published.problem, str(outcome.checkpoint(run)), run.replay_command)
+        lost.result = result.to_dict()
+        raise lost
+    if published.problem:
+        text = "the model is not registered: %s. Deliver what MLflow lacks, once it is back: %s"
+        logger.warning(text, published.problem, run.replay_command)
     return result
 
 
@@ -246,17 +267,23 @@ def _compare(run: RunDirectory, before: Mapping[str, Any], now: Mapping[str, Any
 
 @contextmanager
 def _ending(
-    run: RunDirectory, tracker: Tracker, attempts: Attempts, facts: Mapping[str, Any]
+    run: RunDirectory, tracker: Tracker | LateTracker, attempts: Attempts, facts: Mapping[str, Any]
 ) -> Iterator[None]:
     """However the run fails, leave its result and its status behind."""
     try:
-        yield
+        with run.only_reporter():
+            yield
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit)
         status = "killed" if killed else "failed"
         text = str(error) or type(error).__name__
         result = TrainResult(
-            status=status, error=text, world_size=attempts.ranks, attempts=attempts.number, **facts
+            status=status,
+            run_id=tracker.run_id,
+            error=text,
+            world_size=attempts.ranks,
+            attempts=attempts.number,
+            **facts,
         ).to_dict()
         run.write_result(result)
         if isinstance(error, SparktrainError | KeyboardInterrupt):

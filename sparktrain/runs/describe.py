@@ -66,16 +66,17 @@ def changed_params(logged: Mapping[str, str], params: Mapping[str, str]) -> dict
     }
 
 
-def tags_of(run_dir: RunDirectory, dataset: Dataset, model: nn.Module | None) -> dict[str, str]:
+def tags_of(run_dir: RunDirectory, dataset: Dataset | None, model: nn.Module | None) -> dict[str, str]:
     """Return versions, places and fingerprints; a fact that can't be had is left out."""
     tags = {
         "sparktrain.version": sparktrain.__version__,
-        "sparktrain.dataset_fingerprint": dataset.fingerprint,
         "sparktrain.run_dir": str(run_dir.path),
         "python.version": platform.python_version(),
         "mlflow.source.name": sys.argv[0] or "python",
         "mlflow.source.type": "LOCAL",
     }
+    if dataset is not None:
+        tags["sparktrain.dataset_fingerprint"] = dataset.fingerprint
     for library in _LIBRARIES:
         try:
             tags[f"{library}.version"] = metadata.version(library)

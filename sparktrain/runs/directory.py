@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import re
 import secrets
+import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +56,11 @@ class RunDirectory:
         return self.path.name
 
     @property
+    def root(self) -> Path:
+        """Where it lies: `storage.root`, which the configuration may give relative to a working directory."""
+        return self.path.parents[1]
+
+    @property
     def events(self) -> Path:
         return self.path / "events"
 
@@ -86,9 +94,35 @@ class RunDirectory:
         return self.path / "result.json"
 
     @property
+    def outcome_file(self) -> Path:
+        """What a training that came to its end has to publish."""
+        return self.path / "outcome.json"
+
+    @property
     def spill_file(self) -> Path:
-        """Metrics that MLflow never took."""
+        """Metrics that MLflow never took, to look at; a replay reads the events."""
         return self.path / "tracking-spill.jsonl"
+
+    @property
+    def replay_command(self) -> str:
+        """What to type, once MLflow is back, to deliver what it lacks."""
+        return f"sparktrain replay {shlex.quote(str(self.path))}"
+
+    @contextmanager
+    def only_reporter(self) -> Iterator[bool]:
+        """Be the only process of this host that reports the run to MLflow; False where there is another.
+
+        Two at once would each log what the other has just logged.
+        """
+        with (self.path / "reporter.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            except OSError:  # a file system without locks
+                pass
+            yield True
 
     @property
     def is_finished(self) -> bool:

@@ -26,7 +26,7 @@ Event = dict[str, Any]
 _SEGMENT = re.compile(r"a(\d{3,})-r(\d{3,})-(\d{6,})\.jsonl")
 _MAX_BUFFERED = 10_000
 # Rare and worth seeing at once; progress and metrics come with every step and can wait for the next segment.
-_PROMPT_KINDS = frozenset({"phase", "checkpoint", "checkpoint_failed", "resumed"})
+_PROMPT_KINDS = frozenset({"phase", "checkpoint", "checkpoint_failed", "resumed", "straggler"})
 
 
 class EventWriter:

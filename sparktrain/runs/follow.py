@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 _SEGMENTS_PER_CALL = 200
 _LONGEST_PAUSE_SECONDS = 30.0
+_END_SECONDS = 45.0  # a request that is under way and one more may each wait for their time-out
+_INTERRUPTED_SECONDS = 5.0
 
 
 class Mirror(Protocol):
@@ -63,7 +65,7 @@ class Follower:
         self._interval_seconds = interval_seconds
         self._watched, self._mirrored = EventReader(run_dir.events), EventReader(run_dir.events)
         self._pending: list[Event] = []
-        self._is_failing = False
+        self._is_failing = self._has_given_up = False
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._watch, name="events-watch", daemon=True),
@@ -75,13 +77,22 @@ class Follower:
             thread.start()
         return self
 
-    def stop(self, timeout_seconds: float = 60.0) -> None:
+    def stop(self, timeout_seconds: float = _END_SECONDS) -> None:
         """Deliver what is left and end; what MLflow does not take is spilled to a file, with a warning."""
         self._stopping.set()
-        for thread in self._threads:
-            thread.join(timeout_seconds)
-        if any(thread.is_alive() for thread in self._threads):
-            _log.warning("MLflow is still busy after %g s: leaving its metrics to a resume", timeout_seconds)
+        watching, mirroring = self._threads
+        watching.join(timeout_seconds)
+        mirroring.join(timeout_seconds)
+        if mirroring.is_alive():  # it waits for an answer, and touches nothing else any more
+            self._has_given_up = True
+            _log.warning("MLflow is still busy after %g s", timeout_seconds)
+        try:
+            if mirroring.is_alive() or self._pending or self._mirrored.has_new():
+                self._spill()
+            else:
+                self._run_dir.spill_file.unlink(missing_ok=True)  # of an attempt before: delivered now
+        except OSError as error:  # the training's own outcome must not be lost to this
+            _log.warning("can't write %s: %s", self._run_dir.spill_file, error)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -89,7 +100,7 @@ class Follower:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        self.stop(_INTERRUPTED_SECONDS if isinstance(error, KeyboardInterrupt) else _END_SECONDS)
 
     def _watch(self) -> None:
         while not self._stopping.wait(self._interval_seconds):
@@ -116,10 +127,8 @@ class Follower:
         pause = self._interval_seconds
         while not self._stopping.wait(pause):
             pause = self._interval_seconds if self._deliver() else min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        while self._deliver():
-            if not self._mirrored.has_new():
-                return
-        self._spill()
+        while not self._has_given_up and self._deliver() and self._mirrored.has_new():
+            pass
 
     def _deliver(self) -> bool:
         """Hand over one bounded batch; False keeps it for the next time."""
@@ -145,7 +154,7 @@ class Follower:
         return batch
 
     def _spill(self) -> None:
-        """Write what was not delivered to one file, for whoever looks; a resume replays the events."""
+        """Write what was not delivered to one file, for whoever looks; a replay reads the events."""
         num_events = 0
         path = self._run_dir.spill_file
         with path.open("w", encoding="utf-8") as file:
@@ -154,7 +163,16 @@ class Follower:
                 file.writelines(json.dumps(event) + "\n" for event in batch)
                 num_events += len(batch)
                 batch = self._next_batch()
-        _log.warning("MLflow did not confirm %d metric events: they are in %s", num_events, path)
+        text = "MLflow did not confirm %d metric events: they are in %s. Deliver them, once it is back: %s"
+        _log.warning(text, num_events, path, self._run_dir.replay_command)
+
+
+def deliver_all(run_dir: RunDirectory, tracker: Mirror) -> None:
+    """Hand over all events of a run that nobody follows; raises what the tracker raises."""
+    reader = EventReader(run_dir.events)
+    while reader.has_new():
+        tracker.log_events(_metrics(reader.poll(_SEGMENTS_PER_CALL)))
+    run_dir.spill_file.unlink(missing_ok=True)
 
 
 def _metrics(events: Sequence[Event]) -> list[Event]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,8 +18,12 @@ import pyarrow.parquet as pq
 from sparktrain.config import Config
 from sparktrain.dataset import Dataset
 from sparktrain.dataset.card import CARD_FILE, CARD_PAGE
+from sparktrain.errors import TrackingUnavailable
+from sparktrain.runs.connection import reason_of
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.events import EventReader
+from sparktrain.runs.follow import deliver_all
+from sparktrain.runs.late import LateTracker
 from sparktrain.runs.plots import (
     calibration_figure,
     curves_from,
@@ -26,9 +32,9 @@ from sparktrain.runs.plots import (
     roc_figure,
 )
 from sparktrain.runs.reference import logistic_regression_reference
-from sparktrain.runs.registry import WEIGHTS_FILE, log_model
+from sparktrain.runs.registry import CHECKPOINT_TAG, WEIGHTS_FILE, log_model, registered_already
 from sparktrain.runs.tracking import Tracker
-from sparktrain.storage import RemotePath
+from sparktrain.storage import AnyPath, RemotePath, commit_json, read_json
 from sparktrain.training.checkpoint import open_checkpoint
 from sparktrain.training.checkpoint_state import export_weights
 from sparktrain.training.task import TrainTask
@@ -36,63 +42,140 @@ from sparktrain.training.task import TrainTask
 logger = logging.getLogger(__name__)
 
 
-def publish(
-    run: RunDirectory,
-    tracker: Tracker,
-    dataset: Dataset,
-    task: TrainTask,
-    config: Config,
-    outcome: Mapping[str, Any],
-) -> tuple[dict[str, float], str | None]:
-    """Log plots and final metrics, register the best checkpoint's model.
+@dataclass(frozen=True)
+class Outcome:
+    """What a training that came to its end has to publish; `outcome.json` in the run directory.
+
+    Attributes:
+        steps: optimizer updates.
+        metrics: all of them, the reference's among them.
+        best: name of the best checkpoint.
+        checkpoints: `storage.checkpoints`; None: they lie in the run directory.
+        pipeline: package of the Task.
+        arguments: of the Task; plain values. Empty where no model will be registered.
+        registered_model: name in the registry.
+        alias: that will point to the version.
+    """
+
+    steps: int
+    metrics: Mapping[str, float]
+    best: str
+    checkpoints: str | None
+    pipeline: str
+    arguments: Mapping[str, Any]
+    registered_model: str
+    alias: str
+
+    @classmethod
+    def of(cls, trained: Mapping[str, Any], dataset: Dataset, task: TrainTask, config: Config) -> Self:
+        """Take what `train_rank` returned, fit the reference to compare with; MLflow is not needed."""
+        metrics: dict[str, float] = dict(trained["metrics"])
+        is_binary = dataset.features.has_binary_target
+        if is_binary and config.train.reference == "logistic_regression" and dataset.num_rows("test"):
+            logger.info("fitting the logistic regression to compare with")
+            found = logistic_regression_reference(dataset)
+            metrics |= {
+                f"reference/{'loss' if name == 'log_loss' else name}": value for name, value in found.items()
+            }
+        has_arguments = is_binary and dataclasses.is_dataclass(task)
+        arguments = dataclasses.asdict(task) if has_arguments else {}  # type: ignore[call-overload]
+        pipeline = type(task).__module__.rpartition(".")[0]
+        names = config.model_name, config.tracking.alias
+        where = config.storage.checkpoints
+        return cls(trained["steps"], metrics, trained["best"], where, pipeline, arguments, *names)
+
+    @classmethod
+    def load(cls, run: RunDirectory) -> Self:
+        kept = read_json(run.outcome_file)
+        return cls(**{**kept, "metrics": {name: float(value) for name, value in kept["metrics"].items()}})
+
+    def commit(self, run: RunDirectory) -> None:
+        """Keep it for a replay; a non-finite metric is kept as text, because JSON has no number for it."""
+        metrics = {name: v if math.isfinite(v) else str(v) for name, v in self.metrics.items()}
+        commit_json(run.outcome_file, {**dataclasses.asdict(self), "metrics": metrics})
+
+    def checkpoint(self, run: RunDirectory) -> AnyPath:
+        """The best one's directory."""
+        return run.checkpoints_in(self.checkpoints) / self.best
+
+
+@dataclass(frozen=True)
+class Published:
+    """What became of it.
+
+    Attributes:
+        model_uri: the registered version, or None.
+        problem: why MLflow does not have all of it; None if it has.
+        reached: whether MLflow answered.
+    """
+
+    model_uri: str | None = None
+    problem: str | None = None
+    reached: bool = True
+
+
+def publish_or_tell(
+    run: RunDirectory, tracker: Tracker | LateTracker, dataset: Dataset, outcome: Outcome
+) -> Published:
+    """Publish; where MLflow is away or refuses, say so and keep everything for `replay`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        there = (
+            tracker.reached()
+        )  # asked first: each of the calls that follow would wait for its own time-out
+    except TrackingUnavailable as error:
+        return Published(problem=error.problem, reached=False)
+    try:
+        if run.spill_file.exists():
+            deliver_all(run, there)
+        return Published(publish(run, there, dataset, outcome))
+    except (TrackingUnavailable, MlflowException, OSError) as error:
+        return Published(problem=f"MLflow did not take all of its outcome: {reason_of(error)}")
+
+
+def publish(run: RunDirectory, tracker: Tracker, dataset: Dataset, outcome: Outcome) -> str | None:
+    """Log plots and final metrics, register the best checkpoint's model; what is there already stays.
 
     Scoring gives one probability a row: with other targets than a single binary one, no model is registered,
     and there are neither a reference nor plots of predictions.
 
-    Args:
-        outcome: what `train_rank` returned.
-
     Returns:
-        All metrics, the reference's among them, and the URI of the registered version, or None.
+        The URI of the registered version, or None.
     """
-    metrics: dict[str, float] = dict(outcome["metrics"])
     is_binary = dataset.features.has_binary_target
-    if is_binary and config.train.reference == "logistic_regression" and dataset.num_rows("test"):
-        logger.info("fitting the logistic regression to compare with")
-        found = logistic_regression_reference(dataset)
-        metrics |= {
-            f"reference/{'loss' if name == 'log_loss' else name}": value for name, value in found.items()
-        }
-    final = {name: value for name, value in metrics.items() if not name.startswith("validation/")}
+    final = {name: v for name, v in outcome.metrics.items() if not name.startswith("validation/")}
     if final:
-        tracker.log_metrics(outcome["steps"], final)
+        tracker.log_metrics(outcome.steps, final)
     _log_figures(run, tracker, is_binary)
     log_card(tracker, dataset)
-    best = run.checkpoints_in(config.storage.checkpoints) / outcome["best"]
     if not is_binary:
         logger.warning(
             "the model is not registered: scoring knows one binary target so far, this dataset has %s; "
             "the weights are in %s",
             ", ".join(f"{t.name} ({t.kind})" for t in dataset.features.targets) or "none",
-            best,
+            outcome.checkpoint(run),
         )
-        return metrics, None
-    logger.info("registering the model as %s@%s", config.model_name, config.tracking.alias)
+        return None
+    name, alias = outcome.registered_model, outcome.alias
+    logger.info("registering the model as %s@%s", name, alias)
+    if known := registered_already(tracker, name, alias, outcome.best):
+        return known
     with tempfile.TemporaryDirectory(prefix="sparktrain-weights-") as directory:
         weights = Path(directory) / WEIGHTS_FILE
-        export_weights(open_checkpoint(best), weights)
-        model_uri = log_model(
+        export_weights(open_checkpoint(outcome.checkpoint(run)), weights)
+        return log_model(
             tracker,
             weights=weights,
             features=dataset.features,
-            pipeline=type(task).__module__.rpartition(".")[0],
-            arguments=dataclasses.asdict(task) if dataclasses.is_dataclass(task) else {},
+            pipeline=outcome.pipeline,
+            arguments=outcome.arguments,
             sample=dataset.examples(),
-            registered_name=config.model_name,
-            alias=config.tracking.alias,
-            step=outcome["steps"],
+            step=outcome.steps,
+            tags={CHECKPOINT_TAG: outcome.best},
+            registered_name=name,
+            alias=alias,
         )
-    return metrics, model_uri
 
 
 def log_card(tracker: Tracker, dataset: Dataset) -> None:

@@ -32,6 +32,7 @@ FEATURES_FILE = "features.json"
 _MLFLOW_TYPES = {"double", "boolean", "string", "binary"}  # of raw columns, that MLflow is told
 TASK_FILE = "task.json"
 WEIGHTS_FILE = "model.safetensors"
+CHECKPOINT_TAG = "sparktrain.checkpoint"  # of a version: which of the run's checkpoints it is
 
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "torch", "torchmetrics")
 _UPLOAD_TIMEOUT_SECONDS = 120
@@ -49,6 +50,7 @@ def log_model(
     registered_name: str,
     alias: str,
     step: int = 0,
+    tags: Mapping[str, str] | None = None,
     package_folder: Path | None = None,
     requirements: Sequence[str] = (),
 ) -> str:
@@ -60,6 +62,7 @@ def log_model(
         arguments: of its `Task`; plain values.
         sample: a few raw rows, all columns of the features; they become the input example.
         step: of the run, whose weights these are.
+        tags: of the version.
         package_folder: where the package lies; None finds it on the Python path.
         requirements: of the pipeline's model.py, beyond torch and what sparktrain needs.
 
@@ -84,7 +87,7 @@ def log_model(
             assert model.model_id is not None  # _logged_model gave it
             tracker.client.log_model_artifacts(model.model_id, str(work / "model"))
             _link(tracker, model.model_id, step)
-        return _register(tracker, model, registered_name, alias)
+        return _register(tracker, model, registered_name, alias, tags)
 
 
 def _write_artifacts(
@@ -220,7 +223,25 @@ def _link(tracker: Tracker, model_id: str, step: int) -> None:
     tracker.client.log_outputs(tracker.run_id, [LoggedModelOutput(model_id, step)])
 
 
-def _register(tracker: Tracker, model: Model, name: str, alias: str) -> str:
+def registered_already(tracker: Tracker, name: str, alias: str, checkpoint: str) -> str | None:
+    """Point the alias at the version that this run registered of a checkpoint, if there is one.
+
+    A run that was cut off between the two would register the same weights twice.
+
+    Returns:
+        Its URI, or None.
+    """
+    with quiet_mlflow(), bounded_http(_UPLOAD_TIMEOUT_SECONDS, max_retries=3):
+        found = tracker.client.search_model_versions(f"name='{name}' and run_id='{tracker.run_id}'")
+        ours = [v for v in found if v.tags.get(CHECKPOINT_TAG) == checkpoint]
+        if not ours:
+            return None
+        version = max(int(v.version) for v in ours)
+        tracker.client.set_registered_model_alias(name, alias, str(version))
+    return f"models:/{name}/{version}"
+
+
+def _register(tracker: Tracker, model: Model, name: str, alias: str, tags: Mapping[str, str] | None) -> str:
     from mlflow.exceptions import MlflowException
 
     client = tracker.client
@@ -231,6 +252,9 @@ def _register(tracker: Tracker, model: Model, name: str, alias: str) -> str:
             raise
     # A database resolves models:/ with the process-wide URI, which may be another; a server has only its own.
     source = model.artifact_path if is_database(tracker.uri) else f"models:/{model.model_id}"
-    version = client.create_model_version(name, source, tracker.run_id, model_id=model.model_id).version
+    record = client.create_model_version(
+        name, source, tracker.run_id, tags=dict(tags or {}), model_id=model.model_id
+    )
+    version = record.version
     client.set_registered_model_alias(name, alias, version)
     return f"models:/{name}/{version}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -46,6 +47,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 _METRICS_PER_CALL = 1000  # MLflow's limit
 _PARAMS_PER_CALL = 100
 _REQUEST_TIMEOUT_SECONDS = 20
+_SHORT_TIMEOUT_SECONDS = 10  # of requests that are repeated later, or that a user waits for at the end
 
 
 class Tracker:
@@ -55,23 +57,33 @@ class Tracker:
         uri: of the tracking server; may hold a password, so never show it as it is.
         run_id, experiment_id: MLflow's.
         client: for what has no method here.
+        num_logged: values of metrics that were new to MLflow.
     """
 
-    def __init__(self, client: MlflowClient, uri: str, run_id: str, experiment_id: str) -> None:
+    def __init__(
+        self, client: MlflowClient, uri: str, run_id: str, experiment_id: str, run_dir: RunDirectory
+    ) -> None:
         self.client, self.uri, self.run_id, self.experiment_id = client, uri, run_id, experiment_id
+        self._run_dir = run_dir
+        self.num_logged = 0
         self._position: Position | None = None
+        self._logging = threading.Lock()
 
     @classmethod
     def start(
         cls,
         run_dir: RunDirectory,
         config: Config,
-        dataset: Dataset,
+        dataset: Dataset | None,
         model: nn.Module | None = None,
         *,
         uri: str | None = None,
     ) -> Self:
         """Start an MLflow run, or continue the one that mlflow.json in `run_dir` names.
+
+        Args:
+            dataset: None where it is gone meanwhile; then the run says nothing new about it.
+            uri: None takes the configuration's.
 
         Raises:
             TrackingUnavailable: within ten seconds when the server does not answer.
@@ -92,10 +104,11 @@ class Tracker:
     @classmethod
     def _create(cls, client: MlflowClient, uri: str, run_dir: RunDirectory, config: Config) -> Self:
         name = config.tracking.experiment or config.pipeline
-        experiment_id = _experiment(client, uri, name, config.storage.root)
+        experiment_id = _experiment(client, uri, name, run_dir.root)
         run = client.create_run(experiment_id, run_name=run_dir.name)
-        commit_json(run_dir.mlflow_file, {"run_id": run.info.run_id, "experiment": name})
-        return cls(client, uri, run.info.run_id, experiment_id)
+        where = {"run_id": run.info.run_id, "experiment": name, "tracking_uri": without_secrets(uri)}
+        commit_json(run_dir.mlflow_file, where)
+        return cls(client, uri, run.info.run_id, experiment_id, run_dir)
 
     @classmethod
     def _continue(cls, client: MlflowClient, uri: str, run_dir: RunDirectory) -> Self | None:
@@ -104,6 +117,8 @@ class Tracker:
         if not run_dir.mlflow_file.is_file():
             return None
         run_id = read_json(run_dir.mlflow_file)["run_id"]
+        if run_id is None:  # the server was away when the training began
+            return None
         try:
             run = client.get_run(run_id)
         except MlflowException as error:
@@ -114,10 +129,10 @@ class Tracker:
             _log.warning("MLflow no longer has the run %s of %s: starting a new one", run_id, run_dir.path)
             return None
         client.update_run(run_id, status="RUNNING")
-        return cls(client, uri, run_id, run.info.experiment_id)
+        return cls(client, uri, run_id, run.info.experiment_id, run_dir)
 
     def _describe(
-        self, run_dir: RunDirectory, config: Config, dataset: Dataset, model: nn.Module | None
+        self, run_dir: RunDirectory, config: Config, dataset: Dataset | None, model: nn.Module | None
     ) -> None:
         from mlflow.entities import Param, RunTag
 
@@ -133,7 +148,17 @@ class Tracker:
         self.client.log_text(self.run_id, yaml.safe_dump(tree, sort_keys=False), "config.yaml")
         if model is not None:
             self.client.log_text(self.run_id, f"{model}\n", "model.txt")
-        self._log_input(dataset)
+        if dataset is not None:
+            self._log_input(dataset)
+
+    def reached(self) -> Tracker:
+        """Return itself, if the server answers.
+
+        Raises:
+            TrackingUnavailable: within ten seconds.
+        """
+        check_tracking(self.uri)
+        return self
 
     def _log_input(self, dataset: Dataset) -> None:
         from mlflow.entities import Dataset as InputDataset
@@ -159,7 +184,7 @@ class Tracker:
         self.client.log_inputs(self.run_id, [DatasetInput(entity, [context])])
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log metrics of a step now; raises what MLflow raises."""
+        """Log metrics of a step now, as `log_events` does; raises what MLflow raises."""
         self.log_events([{"kind": "metrics", "step": step, "values": values, "time": time.time()}])
 
     def log_events(self, events: Iterable[Mapping[str, Any]]) -> None:
@@ -169,7 +194,7 @@ class Tracker:
         request whose answer was lost may have arrived. A non-finite value is counted under "<key>_nonfinite"
         instead.
         """
-        with _calls():
+        with self._logging, _calls(_SHORT_TIMEOUT_SECONDS, max_retries=0):
             if self._position is None:
                 self._position = Position.of(self.client, self.run_id)
             position, self._position = self._position, None  # unknown again if a call fails half-way
@@ -177,6 +202,7 @@ class Tracker:
             for chunk in _chunks(metrics, _METRICS_PER_CALL):
                 self.client.log_batch(self.run_id, metrics=chunk, synchronous=True)
             self._position = position
+            self.num_logged += len(metrics)
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Store a figure, such as "plots/roc.png", with the run."""
@@ -197,21 +223,32 @@ class Tracker:
         with _calls():
             self.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()], synchronous=True)
 
-    def finish(self, status: Status) -> None:
-        """Mark how the run ended. Never raises: the training's own outcome must not be lost to this."""
+    def finish(self, status: Status) -> bool:
+        """Mark how the run ended. Never raises: the training's own outcome must not be lost to this.
+
+        Returns:
+            Whether MLflow knows it now; a warning tells how to make up for it.
+        """
         try:
-            with _calls():
+            with _calls(_SHORT_TIMEOUT_SECONDS, max_retries=0):
                 self.client.set_terminated(self.run_id, status)
         except Exception as error:
-            _log.warning("could not mark the MLflow run %s as %s: %s", self.run_id, status, reason_of(error))
+            warn_of_end(self._run_dir, status, error)
+            return False
+        return True
+
+
+def warn_of_end(run_dir: RunDirectory, status: Status, error: Exception) -> None:
+    text = "could not mark the MLflow run of %s as %s: %s. Do it later: %s"
+    _log.warning(text, run_dir.name, status, reason_of(error), run_dir.replay_command)
 
 
 @contextmanager
-def _calls() -> Iterator[None]:
+def _calls(timeout_seconds: int = _REQUEST_TIMEOUT_SECONDS, max_retries: int = 1) -> Iterator[None]:
     """Around calls of MLflow: without chatter, and without minutes of retries."""
     with ExitStack() as stack:
         stack.enter_context(quiet_mlflow())
-        stack.enter_context(bounded_http(_REQUEST_TIMEOUT_SECONDS, max_retries=1))
+        stack.enter_context(bounded_http(timeout_seconds, max_retries))
         yield
 
 

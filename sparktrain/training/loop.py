@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,9 @@ from sparktrain.storage import AnyPath
 from sparktrain.training.checkpoint import Checkpoint, open_checkpoint
 from sparktrain.training.checkpoint_state import load_weights, restore, settings_of, tensors_of
 from sparktrain.training.evaluate import Evaluation, evaluate, rows_to_device, weighted_losses
+from sparktrain.training.finite import GuardedStep, refuse_non_finite_state
 from sparktrain.training.generators import generator_state, restore_generator, seed_rank
+from sparktrain.training.pace import WorkClock
 from sparktrain.training.saving import Emit, Saver
 from sparktrain.training.strategies import wrap
 from sparktrain.training.task import Batch, TrainTask
@@ -85,7 +88,8 @@ class Loop:
         self.total_steps = self.stream.steps_per_epoch * config.epochs
         self.step = 0
         self.saver = Saver(directory, config, world, emit)
-        self.window = Window(world)
+        self.window = Window(world, WorkClock(self.model))
+        self.guard = GuardedStep(config.on_nonfinite, self.model)
         self.masked: dict[str, str] = {}
 
     def run(self, resume_from: Checkpoint | None) -> Outcome:
@@ -125,6 +129,7 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
+        self.guard.begin()
         outputs = self.parallel(batch)
         losses, _ = weighted_losses(self.task, self.dataset.features, outputs, batch)
         # Ranks can hold different numbers of rows. DDP averages over ranks, so the sum over this rank's rows
@@ -132,8 +137,11 @@ class Loop:
         # are 1 on average over all training rows, and a batch of heavy rows is to count for more.
         total = losses.sum()
         mean = total * (self.world.size / self.config.global_batch_size)
-        mean.backward()  # type: ignore[no-untyped-call]
+        self.guard.backward(mean)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient_norm or math.inf)
+        if self.guard.must_skip(norm, self.step + 1):
+            self.window.skip()
+            return
         self.optimizer.step()
         self.window.add(total.detach(), batch["row_weight"].sum(), norm, rate)
 
@@ -145,8 +153,9 @@ class Loop:
         # Both are of all ranks together, so that all of them stop here. A finite loss can have an infinite
         # gradient (of a square root at zero, say), which has ruined the weights already.
         for name in ("train/loss", "train/gradient_norm"):
-            if not math.isfinite(values[name]):
+            if not math.isfinite(values.get(name, 0.0)):
                 raise StepFailed(self.step) from NonFiniteLoss(self.step, values[name], what=_NAMES[name])
+        self._tell_straggler()
         if self.world.is_first:
             self.emit({"kind": "metrics", "step": self.step, "values": values})
             self._report_progress()
@@ -180,6 +189,12 @@ class Loop:
             self.masked |= new
             self.emit({"kind": "masked", "rank": self.world.rank, "row_groups": new})
 
+    def _tell_straggler(self) -> None:
+        """All ranks know who is slow; the slow one says it, since it knows its host."""
+        found = self.window.straggler
+        if found is not None and found.rank == self.world.rank:
+            self.emit({"kind": "straggler", "host": socket.gethostname(), **asdict(found)})
+
     def _agree_on_buffers(self) -> None:
         """Take rank 0's running statistics, which a checkpoint holds too: each rank counts its own."""
         if self.world.size > 1:
@@ -190,6 +205,7 @@ class Loop:
         """Take a checkpoint; after a validation, compare with the best so far."""
         self._agree_on_buffers()  # whose share of the file they are in is not ours to know
         self.saver.wait()  # what became of the one before says which is the best so far
+        refuse_non_finite_state(self.model, self.optimizer, self.world, self.step)
         best, is_epoch_end = self.saver.best, self.stream.step == 0
         if is_epoch_end and self._is_best(metrics):
             name = self.saver.name(self.step)

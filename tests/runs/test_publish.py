@@ -17,7 +17,7 @@ from sparktrain.dataset.card import CARD_PAGE
 from sparktrain.errors import RankLost
 from sparktrain.gang.rank import RunSpec, train_rank
 from sparktrain.gang.supervise import describe_dataset
-from sparktrain.runs.publish import publish
+from sparktrain.runs.publish import Outcome, publish
 from sparktrain.runs.tracking import Tracker
 from sparktrain.testing import TargetKind, run_ranks, write_tiny_dataset
 from sparktrain.training.checkpoint import Checkpoint, committed, newest_valid, open_checkpoint
@@ -53,7 +53,9 @@ def test_a_model_that_gives_no_probability_is_not_registered(
     run.checkpoints.mkdir(exist_ok=True)
     outcome = run_ranks(2, train_rank, RunSpec(run.path, dataset.path, task, train, None))[0]
     with caplog.at_level(logging.WARNING):
-        metrics, model_uri = publish(run, tracker, dataset, task, config, outcome)
+        found = Outcome.of(outcome, dataset, task, config)
+        model_uri = publish(run, tracker, dataset, found)
+    metrics = found.metrics
     assert model_uri is None
     assert (
         f"not registered: scoring knows one binary target so far, this dataset has label ({kind})"
@@ -88,7 +90,9 @@ def test_ranks_train_on_a_dataset_in_an_object_store(
             run.checkpoints.mkdir(exist_ok=True)
             tracker = Tracker.start(run, config, place)
             outcome = run_ranks(2, train_rank, RunSpec(run.path, place.path.resolve(), task, train, None))[0]
-            metrics.append(publish(run, tracker, place, task, config, outcome)[0])
+            found = Outcome.of(outcome, place, task, config)
+            publish(run, tracker, place, found)
+            metrics.append(found.metrics)
             assert names(tracker, "dataset") == [f"dataset/{CARD_PAGE}"]
         assert describe_dataset(place)["path"] == uri
     assert metrics[0] == metrics[1]

@@ -52,7 +52,11 @@ def test_a_run_tells_what_it_ran_with(root: Path, run: RunDirectory, dataset: Da
     )
     text = mlflow.artifacts.load_text(f"{found.info.artifact_uri}/config.yaml")
     assert yaml.safe_load(text)["train"]["epochs"] == 7
-    assert read_json(run.mlflow_file) == {"run_id": tracker.run_id, "experiment": "flight_delays"}
+    assert read_json(run.mlflow_file) == {
+        "run_id": tracker.run_id,
+        "experiment": "flight_delays",
+        "tracking_uri": f"sqlite:///{root}/mlflow.db",
+    }
 
 
 def test_the_dataset_is_an_input_with_our_fingerprint(tracker: Tracker, dataset: Dataset) -> None:

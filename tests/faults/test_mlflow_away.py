@@ -1,0 +1,368 @@
+"""R18, R19: MLflow is away in the middle of a run or at its start, killed or silent.
+
+Training goes on as fast as before; everything is delivered once it is back, or by `sparktrain replay`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from pyspark.sql import SparkSession
+
+import sparktrain
+from sparktrain.config import Config, parse_config
+from sparktrain.dataset import Dataset
+from sparktrain.errors import NotPublished, RankFailed, ReplayRefused, TrackingUnavailable
+from sparktrain.runs.directory import RunDirectory
+from sparktrain.runs.events import EventReader
+from sparktrain.runs.replay import replay
+from sparktrain.testing import local_spark, write_tiny_dataset
+from sparktrain.training.task import TrainTask
+from tests.fixtures.command import ROOT, Workplace
+from tests.fixtures.mlflow_server import MlflowServer
+
+pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(300)]
+
+MODEL = """
+    import time
+    from dataclasses import dataclass
+
+    import torch
+    from torch import nn
+
+    from sparktrain.training.task import BinaryClassification
+
+
+    @dataclass(frozen=True)
+    class Task(BinaryClassification):
+        pause_seconds: float = 0.02
+        fail_step: int = 0
+
+        def build_model(self, features):
+            return Network(features, self)
+
+
+    class Network(nn.Module):
+        def __init__(self, features, task):
+            super().__init__()
+            self.names, self.task, self.step = [output.name for output in features.outputs], task, 0
+            self.layer = nn.Linear(len(self.names), 1)
+
+        def forward(self, batch):
+            if self.training:
+                self.step += 1
+                time.sleep(self.task.pause_seconds)
+                if self.step == self.task.fail_step:
+                    raise ZeroDivisionError("ordered by the test")
+            return self.layer(torch.stack([batch[n].float() for n in self.names], dim=1)).squeeze(1)
+"""
+
+
+@pytest.fixture(scope="module")
+def spark() -> Iterator[SparkSession]:
+    with local_spark() as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a pipeline's package, in reach of this process."""
+    folder = tmp_path_factory.mktemp("code")
+    package = folder / "outages" / "tiny"
+    package.mkdir(parents=True)
+    for file in (folder / "outages" / "__init__.py", package / "__init__.py"):
+        file.write_text("")
+    (package / "model.py").write_text(dedent(MODEL))
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    path = tmp_path_factory.mktemp("datasets") / "tiny"
+    return write_tiny_dataset(path, 32 * 100, validation_rows=64, test_rows=200)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    with MlflowServer(tmp_path / "server") as running:
+        yield running
+
+
+def task(code: Path, **arguments: Any) -> TrainTask:
+    from outages.tiny.model import Task  # type: ignore[import-not-found]
+
+    return Task(**arguments)  # type: ignore[no-any-return]
+
+
+def config(root: Path, server: MlflowServer, *, epochs: int = 2, required: bool = True) -> Config:
+    return parse_config(
+        {
+            "pipeline": "flight_delays",
+            "storage": {"root": str(root)},
+            "train": {"epochs": epochs, "global_batch_size": 32, "num_lanes": 4},
+            "tracking": {"uri": server.uri, "required": required},
+        }
+    )
+
+
+class At:
+    """Does something once a step is reached, and something at the end; keeps what happened when."""
+
+    def __init__(
+        self, step: int, do: Callable[[], object], at_end: Callable[[], object] = lambda: None
+    ) -> None:
+        self.step, self.do, self.at_end = step, do, at_end
+        self.fired: float | None = None
+        self.ended: float | None = None  # when the ranks came to the last phase
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if event["kind"] == "progress" and event["step"] >= self.step and self.fired is None:
+            self.fired = time.time()
+            self.do()
+        if event["kind"] == "phase" and event["name"] == "test":
+            self.ended = time.monotonic()
+            self.at_end()
+
+
+def only_run(root: Path) -> RunDirectory:
+    [path] = (root / "runs").iterdir()
+    return RunDirectory(path)
+
+
+def result_of(run: RunDirectory) -> dict[str, Any]:
+    return dict(json.loads(run.result_file.read_bytes()))
+
+
+def metric_events(run: RunDirectory) -> list[dict[str, Any]]:
+    return [event for event in EventReader(run.events).poll() if event["kind"] == "metrics"]
+
+
+def check_delivered(run: RunDirectory, server: MlflowServer, status: str = "FINISHED") -> None:
+    """MLflow has one run, with the value of each (key, step) of the events once, and nothing is spilled."""
+    client = MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name("flight_delays")
+    assert experiment is not None
+    [found] = client.search_runs([experiment.experiment_id])
+    assert found.info.status == status
+    assert found.info.run_name == run.name
+    wanted: dict[str, dict[int, float]] = {}
+    for event in metric_events(run):
+        for key, value in event["values"].items():
+            wanted.setdefault(key, {})[event["step"]] = value
+    assert wanted
+    for key, values in wanted.items():
+        history = client.get_metric_history(found.info.run_id, key)
+        assert max(Counter(metric.step for metric in history).values()) == 1, key
+        assert {metric.step: metric.value for metric in history} == pytest.approx(values), key
+    assert not run.spill_file.exists()
+
+
+def check_published(run: RunDirectory, server: MlflowServer, versions: int = 1) -> None:
+    client, result = MlflowClient(server.uri, registry_uri=server.uri), result_of(run)
+    assert result["unpublished"] is None
+    found = client.search_model_versions("name='flight_delays'")
+    assert len(found) == versions
+    version = client.get_model_version_by_alias("flight_delays", "champion")
+    assert result["model_uri"] == f"models:/flight_delays/{version.version}"
+    data = client.get_run(result["run_id"]).data.metrics
+    assert data["test/auroc"] == pytest.approx(result["metrics"]["test/auroc"])
+    plots = [file.path for file in client.list_artifacts(result["run_id"], "plots")]
+    assert "plots/loss.png" in plots and "plots/roc.png" in plots
+
+
+def seconds_per_step(run: RunDirectory, since: float, until: float) -> float:
+    """The median over the log windows between two moments."""
+    logged = [(e["time"], e["step"]) for e in metric_events(run) if "train/loss" in e["values"]]
+    found = [
+        (t - s) / (n - m) for (s, m), (t, n) in pairwise(logged) if since <= s and t <= until and n - m == 10
+    ]
+    assert len(found) >= 5, "too few steps to tell"
+    return median(found)
+
+
+def replay_by_command(run: RunDirectory, code: Path, tmp_path: Path) -> dict[str, Any]:
+    """Replay as a user would: another process, in the folder with the pipelines."""
+    logs = tmp_path / "logs"
+    logs.mkdir(exist_ok=True)
+    ended = Workplace(code, logs).run("replay", run.path, "--json", PYTHONPATH=str(ROOT))
+    assert ended.exit_code == 0, ended.stderr
+    return ended.json
+
+
+def test_a_server_that_comes_back_gets_everything_once(
+    spark: SparkSession, code: Path, dataset: Dataset, server: MlflowServer, tmp_path: Path
+) -> None:
+    back: list[float] = []
+
+    def restart() -> None:
+        time.sleep(4)
+        server.start()
+        back.append(time.time())
+
+    restarting = threading.Thread(target=restart)
+
+    def away() -> None:
+        server.kill()
+        restarting.start()
+
+    root = tmp_path / "out"
+    # On a busy machine the server takes long to start: the run's end waits for it, its steps do not.
+    at = At(200, away, at_end=lambda: restarting.join(40))
+    started = time.time()
+    result = sparktrain.train(dataset, task(code), config(root, server, epochs=10), spark=spark, on_event=at)
+    restarting.join()
+    assert at.fired and back, "the server was killed and came back"
+    run = only_run(root)
+    lost = [e for e in metric_events(run) if at.fired < e["time"] < back[0]]
+    assert lost, "metrics were made while it was away"
+    before, during = (
+        seconds_per_step(run, started, at.fired),
+        seconds_per_step(run, at.fired, back[0]),
+    )
+    assert during < 2 * before + 0.02, "training does not wait for MLflow"
+    check_delivered(run, server)
+    assert result.model_uri == "models:/flight_delays/1" and result.unpublished is None
+    check_published(run, server)
+    nothing = replay(run.path)
+    assert (nothing.metrics, nothing.run_status) == (0, "FINISHED")
+    check_delivered(run, server)
+
+
+@pytest.mark.parametrize("how", ["killed", "silent"])
+def test_what_a_server_missed_for_good_is_replayed(
+    spark: SparkSession,
+    code: Path,
+    dataset: Dataset,
+    server: MlflowServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+) -> None:
+    root = tmp_path / "out"
+    at = At(50, server.kill if how == "killed" else server.freeze)
+    with pytest.raises(NotPublished) as told, caplog.at_level(logging.WARNING):
+        sparktrain.train(dataset, task(code), config(root, server, epochs=3), spark=spark, on_event=at)
+    assert at.fired and at.ended
+    assert time.monotonic() - at.ended < 90, "the end waits for a dead server a bounded time"
+    run = only_run(root)
+    assert run.replay_command in str(told.value) and "can't be used" in str(told.value)
+    assert run.replay_command in caplog.text and "did not confirm" in caplog.text
+    result = result_of(run)
+    assert (result["status"], result["steps"], result["model_uri"]) == ("finished", 300, None)
+    assert result["unpublished"] and result["metrics"]["test/auroc"] > 0
+    assert told.value.result == result and told.value.exit_code == 5
+    spilled = [json.loads(line) for line in run.spill_file.read_text().splitlines()]
+    assert spilled[-1]["step"] == 300
+    with pytest.raises(TrackingUnavailable):
+        replay(run.path)
+
+    if how == "killed":
+        server.start()
+    else:
+        server.thaw()
+    replayed = replay_by_command(run, code, tmp_path)
+    assert (replayed["status"], replayed["run_status"]) == ("finished", "FINISHED")
+    assert replayed["metrics"] > 0 and replayed["model_uri"] == "models:/flight_delays/1"
+    check_delivered(run, server)
+    check_published(run, server)
+    again = replay(run.path)
+    assert {**again.to_dict(), "status": "finished"} == {**replayed, "metrics": 0}
+    check_delivered(run, server)
+    check_published(run, server)
+
+
+@pytest.mark.parametrize("how", ["down", "silent"])
+def test_without_a_server_at_the_start_training_goes_on_if_it_may(
+    spark: SparkSession,
+    code: Path,
+    dataset: Dataset,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+) -> None:
+    root = tmp_path / "out"
+    server = MlflowServer(tmp_path / "server").start()
+    try:
+        if how == "down":
+            server.kill()
+        else:
+            server.freeze()
+        began = time.monotonic()
+        with pytest.raises(TrackingUnavailable, match=r"tracking\.required=false"):
+            sparktrain.train(dataset, task(code), config(tmp_path / "refused", server), spark=spark)
+        assert time.monotonic() - began < 10
+        assert not list((tmp_path / "refused").glob("runs/*/attempt-*")), "no gang was started"
+        with caplog.at_level(logging.WARNING):
+            result = sparktrain.train(dataset, task(code), config(root, server, required=False), spark=spark)
+        run = only_run(root)
+        assert caplog.text.count(run.replay_command) >= 2, "told at the start and at the end"
+        assert (result.status, result.run_id, result.model_uri) == ("finished", None, None)
+        assert result.unpublished and result.steps == 200 and run.spill_file.exists()
+        if how == "down":
+            server.start()
+        else:
+            server.thaw()
+        replayed = replay(run.path)
+        assert replayed.model_uri == "models:/flight_delays/1" and replayed.metrics > 0
+        check_delivered(run, server)
+        check_published(run, server)
+        created = MlflowClient(server.uri).get_run(replayed.run_id)
+        assert created.data.params["train.epochs"] == "2"
+        assert created.inputs.dataset_inputs[0].dataset.digest == dataset.fingerprint
+    finally:
+        server.kill()
+
+
+def test_a_server_that_answers_after_the_start_is_found(
+    spark: SparkSession, code: Path, dataset: Dataset, server: MlflowServer, tmp_path: Path
+) -> None:
+    server.freeze()
+    at = At(10, server.thaw)
+    settings = config(tmp_path / "out", server, epochs=5, required=False)
+    result = sparktrain.train(dataset, task(code), settings, spark=spark, on_event=at)
+    assert at.fired and result.run_id and result.model_uri == "models:/flight_delays/1"
+    check_delivered(only_run(tmp_path / "out"), server)
+
+
+def test_a_run_that_failed_while_the_server_was_away_is_marked_by_a_replay(
+    spark: SparkSession, code: Path, dataset: Dataset, server: MlflowServer, tmp_path: Path
+) -> None:
+    root = tmp_path / "out"
+    at = At(50, server.kill)
+    with pytest.raises(RankFailed, match="ordered by the test"):
+        sparktrain.train(
+            dataset, task(code, fail_step=250), config(root, server, epochs=3), spark=spark, on_event=at
+        )
+    assert at.fired
+    run = only_run(root)
+    server.start()
+    run_id = result_of(run)["run_id"]
+    assert MlflowClient(server.uri).get_run(run_id).info.status == "RUNNING", "nobody could tell it"
+    replayed = replay(run.path)
+    assert (replayed.run_status, replayed.model_uri) == ("FAILED", None) and replayed.metrics > 0
+    check_delivered(run, server, status="FAILED")
+
+
+def test_what_is_no_run_or_under_way_is_not_replayed(tmp_path: Path) -> None:
+    with pytest.raises(ReplayRefused, match=r"no run directory.*<storage\.root>/runs/<name>"):
+        replay(tmp_path)
+    run = RunDirectory.create(tmp_path, "flight_delays")
+    run.spec_file.write_text(json.dumps({"pipeline": "flight_delays", "dataset": "abc"}))
+    with run.only_reporter() as alone, pytest.raises(ReplayRefused, match="under way"):
+        assert alone
+        replay(run.path)
