@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sparktrain.config import Config, TrainConfig, load_config
-from sparktrain.errors import EXIT_DATA, EXIT_INFRASTRUCTURE, NotPublished, SparktrainError
+from sparktrain.errors import EXIT_DATA, EXIT_INFRASTRUCTURE, ConfigError, NotPublished, SparktrainError
 from sparktrain.storage import writable_directory
 from sparktrain.terminal import log_to
 
@@ -39,11 +39,11 @@ class Work:
 
     Attributes:
         stages: of "prepare", "append", "train", "score", those that it goes through.
-        do: returns what --json prints.
+        do: gets the session, None without Spark; returns what --json prints.
     """
 
     stages: tuple[str, ...]
-    do: Callable[[Config, SparkSession, Console], dict[str, Any]]
+    do: Callable[[Config, Any, Console], dict[str, Any]]
 
 
 EXIT_INTERRUPTED = 130
@@ -254,7 +254,7 @@ def _append_work(config: Config, spark: SparkSession, console: Console) -> dict[
     return {**dataset_result(dataset), "drift": {column.column: column.psi for column in drift}}
 
 
-def _train_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
+def _train_work(config: Config, spark: SparkSession | None, console: Console) -> dict[str, Any]:
     from sparktrain.stages import newest_dataset
 
     result = _train(config, spark, newest_dataset(config), console)
@@ -318,12 +318,12 @@ def _prepare(config: Config, spark: SparkSession, console: Console) -> Dataset:
     return dataset
 
 
-def _train(config: Config, spark: SparkSession, dataset: Dataset, console: Console) -> dict[str, Any]:
+def _train(config: Config, spark: SparkSession | None, dataset: Dataset, console: Console) -> dict[str, Any]:
     from sparktrain.stages import train_stage
     from sparktrain.terminal import TrainingProgress
 
     with TrainingProgress(console) as progress:
-        return train_stage(config, spark, dataset, progress).to_dict()
+        return train_stage(config, spark, dataset, progress, progress.show_output).to_dict()
 
 
 def _score(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
@@ -354,14 +354,35 @@ def run_command(path: str, overrides: Sequence[str], as_json: bool, work: Work) 
         from sparktrain.stages import check_before_spark, check_before_work
 
         log_to(console)
+        if config.spark.is_none and not _is_first_without_spark(config, work.stages):
+            return  # the first rank reports for all
         check_before_spark(config, work.stages)
-        with spark_session(config) as spark:
+        with spark_session(config) if not config.spark.is_none else nullcontext() as spark:
             # Spark's own handler would first ask the JVM in the middle of another question, and fail at that.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            check_before_work(config, work.stages, spark)
+            if spark is not None:
+                check_before_work(config, work.stages, spark)
             result = work.do(config, spark, console)
         if as_json:
             print_json(result)
+
+
+def _is_first_without_spark(config: Config, stages: Sequence[str]) -> bool:
+    """Whether this process leads a training without Spark; one that does not has trained when this returns.
+
+    Raises:
+        ConfigError: the command does more than to train.
+    """
+    if tuple(stages) != ("train",):
+        way_out = "only `sparktrain train` works without Spark, on a dataset that is there already"
+        raise ConfigError([f"spark.master: none given; {way_out}"])
+    from sparktrain.gang.alone import attend
+    from sparktrain.world import World
+
+    if World.from_environment().is_first:
+        return True
+    attend(config.train)
+    return False
 
 
 def job(work: Work, description: str | None) -> None:

@@ -65,7 +65,11 @@ class StorageConfig(Section):
 class SparkConfig(Section):
     """How to reach Spark. Under spark-submit its own settings win."""
 
-    master: str = Field("local[2]", description="ignored under spark-submit, which brings its own")
+    master: str = Field(
+        "local[2]",
+        description="ignored under spark-submit, which brings its own; none: train without Spark, in this "
+        "process or in those of torchrun",
+    )
     app_name: str = "sparktrain"
     conf: dict[str, str] = Field(default_factory=dict, description="further Spark properties, as text")
 
@@ -75,6 +79,10 @@ class SparkConfig(Section):
         if not isinstance(conf, Mapping):
             return conf
         return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in conf.items()}
+
+    @property
+    def is_none(self) -> bool:
+        return self.master == "none"
 
     @property
     def local_slots(self) -> int | None:

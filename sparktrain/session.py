@@ -9,14 +9,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
-from pyspark.sql.utils import is_remote
 
 from sparktrain.config import Config
 from sparktrain.errors import JavaMissing, SparkFailed
+from sparktrain.gang.launch import find_session
 from sparktrain.gang.shipping import ship_package
 from sparktrain.storage import writable_directory
 
@@ -81,7 +80,7 @@ def start_spark(config: Config) -> SparkSession:
     root = writable_directory(config.storage.root)
     log = writable_directory(root / "logs") / "spark.log"
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
-    spark = _active_session()
+    spark = find_session()
     if spark is None:
         spark = _start(config, None if submitted else log)
     if submitted and isinstance(spark, SparkSession):  # only a classic one can be told how much to log
@@ -94,14 +93,6 @@ def start_spark(config: Config) -> SparkSession:
 def is_connect(config: Config) -> bool:
     """Whether Spark is reached by Spark Connect: a server has the Java, and the settings."""
     return config.spark.master.startswith("sc://")
-
-
-def _active_session() -> SparkSession | None:
-    if is_remote():
-        from pyspark.sql.connect.session import SparkSession as ConnectSession
-
-        return cast("SparkSession | None", ConnectSession.getActiveSession())
-    return SparkSession.getActiveSession()
 
 
 def _start(config: Config, log: Path | None) -> SparkSession:

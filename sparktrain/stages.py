@@ -142,10 +142,14 @@ def check_model(config: Config) -> None:
 
 
 def train_stage(
-    config: Config, spark: SparkSession, dataset: Dataset, on_event: OnEvent | None = None
+    config: Config,
+    spark: SparkSession | None,
+    dataset: Dataset,
+    on_event: OnEvent | None = None,
+    on_output: Callable[[str], object] | None = None,
 ) -> TrainResult:
     """Train the pipeline's Task on a dataset."""
-    return train(dataset, create_task(config), config, spark=spark, on_event=on_event)
+    return train(dataset, create_task(config), config, spark=spark, on_event=on_event, on_output=on_output)
 
 
 def score_stage(config: Config, spark: SparkSession) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from sparktrain.dataset import Dataset
@@ -46,6 +47,7 @@ class TrainingProgress:
             console=console,
         )
         self._task: TaskID | None = None
+        self._output = ""  # of rank 0, a line that has not come to its end
         self._news: dict[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -73,6 +75,13 @@ class TrainingProgress:
         elif event["kind"] == "metrics":
             self._remember(event["values"])
             self._progress.update(self._task, news="  ".join(f"{k} {v}" for k, v in self._news.items()))
+
+    def show_output(self, text: str) -> None:
+        """Show what rank 0 prints above the bar, line by line; of one that is overwritten, its last state."""
+        *lines, self._output = (self._output + text).split("\n")
+        for line in lines:
+            shown = line.rstrip("\r").rpartition("\r")[2]
+            self._progress.console.print(Text.assemble(("rank 0 │ ", "dim"), shown), highlight=False)
 
     def _tell_masked(self, rank: int, row_groups: Mapping[str, str]) -> None:
         for where, why in row_groups.items():

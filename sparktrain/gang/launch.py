@@ -163,11 +163,16 @@ def _failure(spec: GangSpec, stage: Stage) -> SparktrainError | None:
 
 
 def active_session() -> SparkSession:
-    session = SparkSession.getActiveSession()
-    if session is None and is_remote():
-        from pyspark.sql.connect.session import SparkSession as ConnectSession
-
-        session = cast("SparkSession | None", ConnectSession.getActiveSession())
+    session = find_session()
     if session is None:
         raise ValueError("There is no active SparkSession: create one, or pass spark=…")
     return session
+
+
+def find_session() -> SparkSession | None:
+    """Return the active session, classic or of Spark Connect; None if there is none."""
+    if is_remote():
+        from pyspark.sql.connect.session import SparkSession as ConnectSession
+
+        return cast("SparkSession | None", ConnectSession.getActiveSession())
+    return SparkSession.getActiveSession()

@@ -22,6 +22,7 @@ from sparktrain.errors import (
     SparktrainError,
 )
 from sparktrain.faults import FaultPlan
+from sparktrain.gang.alone import Alone, check_processes
 from sparktrain.gang.blame import user_lines
 from sparktrain.gang.launch import active_session
 from sparktrain.gang.pickling import check_picklable
@@ -106,7 +107,8 @@ def train(
         dataset: on storage that driver and executors see.
         task: sent to the ranks by pickle; its class lives in the `model.py` of a pipeline.
         config: `config.resume` continues the newest unfinished run of the pipeline, if there is one.
-        spark: session to use; the active one if None.
+        spark: session to use; the active one if None. With `spark.master: none` this process trains, as the
+            first of those that torchrun has started.
         on_event: called on the driver, from another thread, with each event of the ranks.
         on_output: likewise, with what rank 0 prints, as it comes; None: it goes to stdout.
 
@@ -115,13 +117,18 @@ def train(
     """
     started = time.monotonic()
     model = check_training(dataset, task, config)
-    session = spark or active_session()
-    check_before_launch(session, config.train)
-    ship_code_of(session, task)
+    session = None if config.spark.is_none else spark or active_session()
+    if session is not None:
+        check_before_launch(session, config.train)
+        ship_code_of(session, task)
+    else:
+        check_processes(config.train)
     run, saved = _run_directory(dataset, config)
     faults = FaultPlan.from_environment(run.faults)
-    attempts = Attempts(session, run, config.train, on_output)
-    attempts.check()
+    attempts: Attempts | Alone = Alone(run, config.train)
+    if session is not None:
+        attempts = Attempts(session, run, config.train, on_output)
+        attempts.check()
     tracker = start_tracking(run, config, dataset, model)
     facts: dict[str, Any] = {
         "run_dir": str(run.path),
@@ -267,7 +274,7 @@ def _compare(run: RunDirectory, before: Mapping[str, Any], now: Mapping[str, Any
 
 @contextmanager
 def _ending(
-    run: RunDirectory, tracker: Tracker | LateTracker, attempts: Attempts, facts: Mapping[str, Any]
+    run: RunDirectory, tracker: Tracker | LateTracker, attempts: Attempts | Alone, facts: Mapping[str, Any]
 ) -> Iterator[None]:
     """However the run fails, leave its result and its status behind."""
     try:
