@@ -371,14 +371,15 @@ def _is_first_without_spark(config: Config, stages: Sequence[str]) -> bool:
     """Whether this process leads a training without Spark; one that does not has trained when this returns.
 
     Raises:
-        ConfigError: the command does more than to train.
+        ConfigError: the command does more than to train, or there are more or fewer processes than ranks.
     """
     if tuple(stages) != ("train",):
         way_out = "only `sparktrain train` works without Spark, on a dataset that is there already"
         raise ConfigError([f"spark.master: none given; {way_out}"])
-    from sparktrain.gang.alone import attend
+    from sparktrain.gang.alone import attend, check_processes
     from sparktrain.world import World
 
+    check_processes(config.train)
     if World.from_environment().is_first:
         return True
     attend(config.train)

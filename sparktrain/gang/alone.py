@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -41,7 +42,8 @@ class Alone:
 
 def attend(config: TrainConfig) -> None:
     """Be one of the other ranks: wait for what the first one sends, and train with it."""
-    check_processes(config)
+    # While it waits for a first rank that has failed, Python's own handler would not get its turn.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with _group(config):
         spec, number = _agree([None])
         _train(spec, number)
