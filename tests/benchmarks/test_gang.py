@@ -1,40 +1,35 @@
-"""From `run()` to its return with one allreduce in between: our gang beside TorchDistributor."""
+"""From `run()` to the first collective done, and to the return: our gang beside TorchDistributor."""
 
 from __future__ import annotations
 
-import time
+from statistics import median
 
-import torch
-from pyspark.ml.torch.distributor import TorchDistributor
-from pyspark.sql import SparkSession
+from tests.benchmarks.children import Child
+from tests.benchmarks.tables import print_figures
 
-from sparktrain.gang import Gang
-from tests.benchmarks.tables import median_seconds, print_table
-
-
-def one_allreduce() -> float:
-    import torch.distributed as dist
-
-    ours = dist.is_initialized()
-    if not ours:
-        dist.init_process_group("gloo")
-    value = torch.ones(1)
-    dist.all_reduce(value)
-    if not ours:
-        dist.destroy_process_group()
-    return float(value)
+ROUNDS = 3
+PEER = "TorchDistributor"
+WARM_RUNS = {"gang": 10, "gang, torch in the daemon": 10, PEER: 2}
 
 
-def test_gang_beside_torch_distributor(spark: SparkSession) -> None:
-    started = time.perf_counter()
-    assert Gang(spark, ranks=2).run(one_allreduce) == [2.0, 2.0]
-    cold = time.perf_counter() - started
-    distributor = TorchDistributor(num_processes=2, local_mode=False, use_gpu=False)
-    seconds = median_seconds(
-        {
-            "TorchDistributor": lambda: distributor.run(one_allreduce),
-            "Gang, warm": lambda: Gang(spark, ranks=2).run(one_allreduce),
-        },
-        rounds=3,
-    )
-    print_table(f"2 ranks, one allreduce (the gang's first, cold: {cold:.2f} s)", seconds, "TorchDistributor")
+def test_gang_beside_torch_distributor() -> None:
+    cold: dict[str, list[tuple[float, float]]] = {way: [] for way in WARM_RUNS}
+    warm: dict[str, list[tuple[float, float]]] = {way: [] for way in WARM_RUNS}
+    for _ in range(ROUNDS):
+        for way, runs in WARM_RUNS.items():
+            with Child("start_gangs") as child:
+                first, *others = child.ask(way=way, runs=1 + runs)
+            cold[way].append(first)
+            warm[way] += others
+    rows = []
+    for name, found in (("cold", cold), ("warm", warm)):
+        seconds = {
+            way: [median(column) for column in zip(*times, strict=True)] for way, times in found.items()
+        }
+        for way, (collective, returned) in seconds.items():
+            ratios = (peer / own for peer, own in zip(seconds[PEER], (collective, returned), strict=True))
+            rows.append(
+                [f"{way}, {name}", f"{collective:.2f}", f"{returned:.2f}", *(f"{r:.1f}" for r in ratios)]
+            )
+    header = ["2 ranks on local[2]", "s to collective", "s to return", "× faster", "× faster"]
+    print_figures(f"A gang's start, medians of {ROUNDS} sessions", header, rows)
