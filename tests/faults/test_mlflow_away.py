@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import threading
 import time
 from collections import Counter
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -30,45 +28,11 @@ from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.events import EventReader
 from sparktrain.runs.replay import replay
 from sparktrain.testing import local_spark, write_tiny_dataset
-from sparktrain.training.task import TrainTask
 from tests.fixtures.command import ROOT, Workplace
 from tests.fixtures.mlflow_server import MlflowServer
+from tests.fixtures.paused_task import paused_package, paused_task
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(300)]
-
-MODEL = """
-    import time
-    from dataclasses import dataclass
-
-    import torch
-    from torch import nn
-
-    from sparktrain.training.task import BinaryClassification
-
-
-    @dataclass(frozen=True)
-    class Task(BinaryClassification):
-        pause_seconds: float = 0.02
-        fail_step: int = 0
-
-        def build_model(self, features):
-            return Network(features, self)
-
-
-    class Network(nn.Module):
-        def __init__(self, features, task):
-            super().__init__()
-            self.names, self.task, self.step = [output.name for output in features.outputs], task, 0
-            self.layer = nn.Linear(len(self.names), 1)
-
-        def forward(self, batch):
-            if self.training:
-                self.step += 1
-                time.sleep(self.task.pause_seconds)
-                if self.step == self.task.fail_step:
-                    raise ZeroDivisionError("ordered by the test")
-            return self.layer(torch.stack([batch[n].float() for n in self.names], dim=1)).squeeze(1)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +43,8 @@ def spark() -> Iterator[SparkSession]:
 
 @pytest.fixture(scope="module")
 def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a pipeline's package, in reach of this process."""
-    folder = tmp_path_factory.mktemp("code")
-    package = folder / "outages" / "tiny"
-    package.mkdir(parents=True)
-    for file in (folder / "outages" / "__init__.py", package / "__init__.py"):
-        file.write_text("")
-    (package / "model.py").write_text(dedent(MODEL))
-    sys.path.insert(0, str(folder))
-    yield folder
-    sys.path.remove(str(folder))
+    with paused_package(tmp_path_factory.mktemp("code")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +57,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def server(tmp_path: Path) -> Iterator[MlflowServer]:
     with MlflowServer(tmp_path / "server") as running:
         yield running
-
-
-def task(code: Path, **arguments: Any) -> TrainTask:
-    from outages.tiny.model import Task  # type: ignore[import-not-found]
-
-    return Task(**arguments)  # type: ignore[no-any-return]
 
 
 def config(root: Path, server: MlflowServer, *, epochs: int = 2, required: bool = True) -> Config:
@@ -224,7 +174,9 @@ def test_a_server_that_comes_back_gets_everything_once(
     # On a busy machine the server takes long to start: the run's end waits for it, its steps do not.
     at = At(200, away, at_end=lambda: restarting.join(40))
     started = time.time()
-    result = sparktrain.train(dataset, task(code), config(root, server, epochs=10), spark=spark, on_event=at)
+    result = sparktrain.train(
+        dataset, paused_task(), config(root, server, epochs=10), spark=spark, on_event=at
+    )
     restarting.join()
     assert at.fired and back, "the server was killed and came back"
     run = only_run(root)
@@ -256,7 +208,7 @@ def test_what_a_server_missed_for_good_is_replayed(
     root = tmp_path / "out"
     at = At(50, server.kill if how == "killed" else server.freeze)
     with pytest.raises(NotPublished) as told, caplog.at_level(logging.WARNING):
-        sparktrain.train(dataset, task(code), config(root, server, epochs=3), spark=spark, on_event=at)
+        sparktrain.train(dataset, paused_task(), config(root, server, epochs=3), spark=spark, on_event=at)
     assert at.fired and at.ended
     assert time.monotonic() - at.ended < 90, "the end waits for a dead server a bounded time"
     run = only_run(root)
@@ -304,11 +256,13 @@ def test_without_a_server_at_the_start_training_goes_on_if_it_may(
             server.freeze()
         began = time.monotonic()
         with pytest.raises(TrackingUnavailable, match=r"tracking\.required=false"):
-            sparktrain.train(dataset, task(code), config(tmp_path / "refused", server), spark=spark)
+            sparktrain.train(dataset, paused_task(), config(tmp_path / "refused", server), spark=spark)
         assert time.monotonic() - began < 10
         assert not list((tmp_path / "refused").glob("runs/*/attempt-*")), "no gang was started"
         with caplog.at_level(logging.WARNING):
-            result = sparktrain.train(dataset, task(code), config(root, server, required=False), spark=spark)
+            result = sparktrain.train(
+                dataset, paused_task(), config(root, server, required=False), spark=spark
+            )
         run = only_run(root)
         assert caplog.text.count(run.replay_command) >= 2, "told at the start and at the end"
         assert (result.status, result.run_id, result.model_uri) == ("finished", None, None)
@@ -334,7 +288,7 @@ def test_a_server_that_answers_after_the_start_is_found(
     server.freeze()
     at = At(10, server.thaw)
     settings = config(tmp_path / "out", server, epochs=5, required=False)
-    result = sparktrain.train(dataset, task(code), settings, spark=spark, on_event=at)
+    result = sparktrain.train(dataset, paused_task(), settings, spark=spark, on_event=at)
     assert at.fired and result.run_id and result.model_uri == "models:/flight_delays/1"
     check_delivered(only_run(tmp_path / "out"), server)
 
@@ -346,7 +300,7 @@ def test_a_run_that_failed_while_the_server_was_away_is_marked_by_a_replay(
     at = At(50, server.kill)
     with pytest.raises(RankFailed, match="ordered by the test"):
         sparktrain.train(
-            dataset, task(code, fail_step=250), config(root, server, epochs=3), spark=spark, on_event=at
+            dataset, paused_task(fail_step=250), config(root, server, epochs=3), spark=spark, on_event=at
         )
     assert at.fired
     run = only_run(root)
