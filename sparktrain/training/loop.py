@@ -88,7 +88,7 @@ class Loop:
         self.total_steps = self.stream.steps_per_epoch * config.epochs
         self.step = 0
         self.saver = Saver(directory, config, world, emit)
-        self.window = Window(world, WorkClock(self.model))
+        self.window = Window(world, WorkClock(self.model, self.parallel))
         self.guard = GuardedStep(config.on_nonfinite, self.model)
         self.masked: dict[str, str] = {}
 
@@ -105,6 +105,7 @@ class Loop:
     def _train_epoch(self) -> None:
         self.window.restart(self.stream)
         for batch in self.stream:
+            self.window.clock.start()
             pulse.beat(self.step)
             try:
                 if self.faults is not None:

@@ -1,8 +1,8 @@
 """Pace: how long a rank works at its own steps, without the time in which it waits for others; who is slow.
 
 Ranks that train together take equally long for a step, whoever is slow: the others wait inside backward, for
-his gradients. So work is counted from the model's first layer to the moment at which the gradients are there,
-which is before they are exchanged; waiting for data is counted by the stream.
+its gradients. So work is counted from the batch to the moment at which the gradients are there, which is
+before they are exchanged; waiting for data is counted by the stream.
 """
 
 from __future__ import annotations
@@ -25,29 +25,45 @@ _WELL_FRACTION = 0.1  # lower, so that a rank at the border is not called slow a
 
 
 class WorkClock:
-    """Adds up the seconds of this rank's own forward and backward passes.
+    """Adds up the seconds of this rank's own work at steps; `start` begins one.
 
     On a GPU these are the seconds in which the host issues the work: a slow process is seen, a slow GPU not.
+
+    Args:
+        model: whose layers work.
+        parallel: what the loop calls: `model` in a wrapper, which may wait for other ranks' buffers first.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, parallel: nn.Module) -> None:
         self.seconds = 0.0
         self._began: float | None = None
-        # The innermost module: a wrapper around it may wait for other ranks' buffers first.
-        model.register_forward_pre_hook(self._begin, prepend=True)  # before the Task's own hooks
+        # Before the Task's own hooks.
+        model.register_forward_pre_hook(self._on_forward, prepend=True)
+        parallel.register_forward_pre_hook(self._on_call, prepend=True)
         # The first parameter's gradient is the last one to be known, or nearly.
         first = next((p for p in model.parameters() if p.requires_grad), None)
         if first is not None:
-            first.register_post_accumulate_grad_hook(self._end)  # type: ignore[no-untyped-call]
+            first.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
 
-    def _begin(self, model: nn.Module, inputs: Any) -> None:
-        if model.training:
-            self._began = time.monotonic()
+    def start(self) -> None:
+        self._began = time.monotonic()
 
-    def _end(self, parameter: Tensor) -> None:
+    def _pause(self) -> None:
         if self._began is not None:
             self.seconds += time.monotonic() - self._began
             self._began = None
+
+    def _on_call(self, parallel: nn.Module, inputs: Any) -> None:
+        if parallel.training:
+            self._pause()
+
+    def _on_forward(self, model: nn.Module, inputs: Any) -> None:
+        if model.training:
+            self._pause()
+            self.start()
+
+    def _on_gradient(self, parameter: Tensor) -> None:
+        self._pause()
 
 
 @dataclass(frozen=True)

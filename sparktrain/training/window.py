@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -72,7 +73,7 @@ class Window:
         if self.world.size > 1:
             values["train/straggler_fraction"] = lost_fraction(times, seconds_of_all)
             self.straggler = self.watch.add(times, seconds_of_all, self.steps + self.skipped)
-        if missing := self.steps * global_batch_size - round(rows):
+        if math.isfinite(rows) and (missing := self.steps * global_batch_size - round(rows)):
             values["train/rows_masked"] = float(missing)
         self.restart(stream)
         return values

@@ -14,7 +14,8 @@ from sparktrain.config import TrainConfig
 from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.errors import EXIT_TRAINING, NonFiniteLoss, RankFailed, StepFailed
 from sparktrain.testing import run_ranks, write_tiny_dataset
-from sparktrain.training.checkpoint import committed, load_weights, newest_valid
+from sparktrain.training.checkpoint import committed, newest_valid
+from sparktrain.training.checkpoint_state import load_weights
 from sparktrain.training.finite import MAX_SKIPPED_IN_A_ROW
 from sparktrain.training.loop import Loop
 from sparktrain.training.task import Batch
@@ -110,6 +111,34 @@ def test_stop_stops_all_ranks_at_the_next_log_and_before_any_save(
     assert [path.name for path in committed(tmp_path)] == ["step-000000005-attempt-001"]
 
 
+def poisoned_rank(dataset: Path, train: TrainConfig, directory: Path) -> tuple[str, int]:
+    world = World.from_environment()
+    loop = Loop(TinyTask(), open_dataset(dataset), train, world, directory, lambda event: None)
+    update = loop._update
+
+    def poisoned(batch: Batch) -> None:
+        if loop.step + 1 == FAULTY_STEP and world.rank == 1:
+            batch["row_weight"].fill_(math.nan)
+        update(batch)
+
+    loop._update = poisoned  # type: ignore[method-assign]
+    try:
+        loop.run(None)
+    except StepFailed as error:
+        return type(error.__cause__).__name__, error.step
+    return "finished", loop.step
+
+
+@pytest.mark.parametrize(
+    ("on_nonfinite", "end"), [("stop", ("NonFiniteLoss", 10)), ("skip", ("finished", 20))]
+)
+def test_weights_of_rows_that_are_not_finite_are_a_loss_that_is_not(
+    dataset: Dataset, tmp_path: Path, on_nonfinite: str, end: tuple[str, int]
+) -> None:
+    train = config(on_nonfinite=on_nonfinite)
+    assert run_ranks(2, poisoned_rank, dataset.path, train, tmp_path) == [end] * 2
+
+
 def test_the_message_says_what_to_do(dataset: Dataset, tmp_path: Path) -> None:
     task = FaultyTask(kind="nan", rank=1, step=FAULTY_STEP)
     with pytest.raises(RankFailed, match=r"train\.on_nonfinite=skip") as failed:
@@ -159,7 +188,7 @@ def test_a_state_that_is_not_finite_is_never_saved(
     saved = newest_valid(tmp_path)
     assert saved is not None and saved.step == 5
     model = TinyTask().build_model(dataset.features)
-    load_weights(saved.path, model)
+    load_weights(saved, model)
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
