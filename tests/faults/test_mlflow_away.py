@@ -23,11 +23,11 @@ from pyspark.sql import SparkSession
 import sparktrain
 from sparktrain.config import Config, parse_config
 from sparktrain.dataset import Dataset
-from sparktrain.errors import NotPublished, RankFailed, ReplayRefused, TrackingUnavailable
+from sparktrain.errors import NotPublished, RankFailed, TrackingUnavailable
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.events import EventReader
 from sparktrain.runs.replay import replay
-from sparktrain.testing import local_spark, write_tiny_dataset
+from sparktrain.testing import spark_session, write_tiny_dataset
 from tests.fixtures.command import ROOT, Workplace
 from tests.fixtures.mlflow_server import MlflowServer
 from tests.fixtures.paused_task import paused_package, paused_task
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def spark() -> Iterator[SparkSession]:
-    with local_spark() as session:
+    with spark_session() as session:
         yield session
 
 
@@ -310,13 +310,3 @@ def test_a_run_that_failed_while_the_server_was_away_is_marked_by_a_replay(
     replayed = replay(run.path)
     assert (replayed.run_status, replayed.model_uri) == ("FAILED", None) and replayed.metrics > 0
     check_delivered(run, server, status="FAILED")
-
-
-def test_what_is_no_run_or_under_way_is_not_replayed(tmp_path: Path) -> None:
-    with pytest.raises(ReplayRefused, match=r"no run directory.*<storage\.root>/runs/<name>"):
-        replay(tmp_path)
-    run = RunDirectory.create(tmp_path, "flight_delays")
-    run.spec_file.write_text(json.dumps({"pipeline": "flight_delays", "dataset": "abc"}))
-    with run.only_reporter() as alone, pytest.raises(ReplayRefused, match="under way"):
-        assert alone
-        replay(run.path)

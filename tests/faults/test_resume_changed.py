@@ -15,7 +15,7 @@ import sparktrain
 from sparktrain.config import Config, parse_config
 from sparktrain.dataset import Dataset
 from sparktrain.errors import EXIT_CONFIG, RankFailed, ResumeRefused
-from sparktrain.testing import local_spark, write_tiny_dataset
+from sparktrain.testing import spark_session, write_tiny_dataset
 from tests.fixtures.paused_task import paused_package, paused_task
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(240)]
 
 @pytest.fixture(scope="module")
 def spark() -> Iterator[SparkSession]:
-    with local_spark() as session:
+    with spark_session() as session:
         yield session
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fixtures.command import Workplace
 
-COMMANDS = ("prepare", "append", "train", "score", "run", "doctor", "check")
+COMMANDS = ("prepare", "append", "train", "score", "run", "doctor", "check", "replay")
 
 
 def help_of(workplace: Workplace, *command: str) -> str:

@@ -160,3 +160,31 @@ def test_without_a_tracker_events_are_still_watched(run: RunDirectory) -> None:
     with Follower(run, on_event=seen.append, interval_seconds=0.01):
         write(run, 1)
     assert len(seen) == 2
+
+
+def test_a_tracker_that_does_not_answer_is_given_up_and_its_metrics_are_spilled(
+    run: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Recorder()
+    tracker.blocked_until = threading.Event()
+    watcher = follower(run, tracker).start()
+    write(run, 1)
+    wait_for(lambda: len(watcher._pending) == 1)
+    write(run, 2)
+    started = time.monotonic()
+    watcher.stop(timeout_seconds=0.5)
+    assert time.monotonic() - started < 10
+    spilled = [json.loads(line) for line in run.spill_file.read_text().splitlines()]
+    assert [event["step"] for event in spilled] == [1, 2]
+    assert run.replay_command in caplog.text
+    tracker.blocked_until.set()
+    wait_for(lambda: tracker.steps == [1])  # it had been on its way; a replay leaves it out
+
+
+def test_what_an_attempt_before_spilled_is_gone_once_it_is_delivered(run: RunDirectory) -> None:
+    run.spill_file.write_text("of an attempt before")
+    tracker = Recorder()
+    with follower(run, tracker):
+        write(run, 1)
+    assert tracker.steps == [1]
+    assert not run.spill_file.exists()
