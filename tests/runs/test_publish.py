@@ -137,7 +137,7 @@ def test_checkpoints_in_an_object_store_are_resumed_kept_and_published(
         monkeypatch.setattr(
             "sparktrain.runs.publish.log_model", lambda *_, weights, **__: kept.append(weights.read_bytes())
         )
-        publish(run, tracker, dataset, task, config, runs[there])
+        publish(run, tracker, dataset, Outcome.of(runs[there], dataset, task, config))
         assert kept == [(tmp_path / "weights.safetensors").read_bytes()]
 
 
