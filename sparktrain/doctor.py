@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -105,9 +106,18 @@ def _not_answered(error: Exception) -> Finding:
         found = f"did not answer: {error}"
         way_out = "look whether other jobs hold the slots, and into the executors' logs"
     else:
-        found = f"did not answer: {(text.strip().splitlines() or [type(error).__name__])[0][:300]}"
+        found = f"did not answer: {_telling_line(text) or type(error).__name__}"
         way_out = "look into the executors' logs"
     return {"level": "error", "what": "executors", "found": found, "way_out": way_out}
+
+
+def _telling_line(text: str) -> str:
+    """Of all that Spark says: the error of the Python worker if there is one, else the first line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    raised = [
+        line for line in lines if re.match(r"(?!org\.|java\.|py4j\.)[\w.]*(Error|Exception)\b.*: ", line)
+    ]
+    return (raised or lines or [""])[0][:300]
 
 
 def _compare_versions(answers: Sequence[Answer]) -> Iterator[Finding]:

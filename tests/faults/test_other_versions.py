@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -84,8 +86,13 @@ MINOR = """
 
 
 def other_python() -> str | None:
-    minors = [minor for minor in range(9, 16) if minor != sys.version_info.minor]
-    return next(filter(None, (shutil.which(f"python3.{minor}") for minor in minors)), None)
+    """A Python of another minor version that Spark's own files still run on, if this machine has one."""
+    home = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for minor in set(range(10, 16)) - {sys.version_info.minor}:
+        for program in (shutil.which(f"python3.{minor}"), *home.glob(f"3.{minor}.*/bin/python")):
+            if program and subprocess.run([program, "-c", ""], capture_output=True).returncode == 0:
+                return str(program)
+    return None
 
 
 @pytest.mark.skipif(other_python() is None, reason="this machine has one minor version of Python")
