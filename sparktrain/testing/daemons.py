@@ -43,8 +43,18 @@ class Daemons:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def start(self, name: str, command: Sequence[str], wait_for: str, **environment: str) -> re.Match[str]:
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        wait_for: str,
+        *,
+        inside: Sequence[str] = (),
+        **environment: str,
+    ) -> re.Match[str]:
         """Start a class of Spark's and wait until its log has `wait_for`, a regular expression.
+
+        `inside` is a command that gets the daemon's to run, such as `unshare`.
 
         Raises:
             RuntimeError: it ended, or the line did not come; with the log's last lines.
@@ -61,7 +71,7 @@ class Daemons:
         env.setdefault("PYSPARK_PYTHON", sys.executable)
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [str(_spark_home() / "bin" / command[0]), *command[1:]],
+                [*inside, str(_spark_home() / "bin" / command[0]), *command[1:]],
                 env=env,
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
@@ -135,15 +145,15 @@ class StandaloneCluster(Daemons):
         for number in range(workers):
             self.add_worker(**(environments or {}).get(number, {}))
 
-    def add_worker(self, **environment: str) -> None:
-        """Start one more Worker, and wait until the Master knows it."""
+    def add_worker(self, inside: Sequence[str] = (), **environment: str) -> None:
+        """Start one more Worker, and wait until the Master knows it; arguments as of `start`."""
         name = f"worker-{self._num_workers}"
         self._num_workers += 1
         here = ["--host", "127.0.0.1", "--port", "0", "--webui-port", "0"]
         room = ["--cores", str(self._cores), "--memory", f"{self._mebibytes}m"]
         place = ["--work-dir", str(self.directory / name), self.url]
         command = ["spark-class", "org.apache.spark.deploy.worker.Worker", *here, *room, *place]
-        self.start(name, command, r"Successfully registered with master", **environment)
+        self.start(name, command, r"Successfully registered with master", inside=inside, **environment)
 
     def executors(self) -> dict[int, str]:
         """The executors' JVMs: command line by pid."""
