@@ -59,7 +59,7 @@ def write_checkpoint(
         Exception: any other, of whichever rank, likewise.
     """
     # torch takes one process without a group for an oversight
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+    warnings.filterwarnings("ignore", message="torch.distributed is .*uninitialized")
     writer = RankWriter(path, rank, step, state)
     try:
         planner = DefaultSavePlanner(flatten_state_dict=False)
