@@ -524,7 +524,8 @@ class AttemptSuperseded(SparktrainError, RuntimeError):
 class CheckpointNotWritten(SparktrainError, RuntimeError):
     """The storage did not take a checkpoint, of at least one rank."""
 
-    def __init__(self, path: str, reasons: Mapping[int, str]) -> None:
+    def __init__(self, path: str, reasons: Mapping[int, str], is_transient: bool = False) -> None:
+        self.is_transient = is_transient
         lines = [f"rank {rank}: {reason}" for rank, reason in reasons.items()]
         super().__init__(
             f"The checkpoint {path} could not be written:\n{bullet_list(lines)}\n"

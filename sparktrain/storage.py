@@ -65,6 +65,7 @@ def write_once(path: AnyPath, content: bytes) -> None:
         path.write_bytes(content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    sync_directory(path.parent.parent)  # or a power cut could lose all that is written into it
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         rest = memoryview(content)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 import yaml
 from pyspark.sql import SparkSession
 
@@ -16,6 +18,7 @@ from sparktrain import dataset, features, preparation
 from sparktrain.config import all_keys
 from sparktrain.dataset import Dataset, Stream
 from sparktrain.testing import write_tiny_dataset
+from tests.fixtures.saves import save
 from tests.fixtures.write_petastorm_dataset import DATASET
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,3 +95,21 @@ def test_the_code_of_streaming_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     given = re.findall(r"`([a-z_]+)=", text)
     known = {*inspect.signature(Dataset.stream).parameters, *inspect.signature(dataset.mix).parameters}
     assert set(given) - known <= {"batch_size"}
+
+
+def test_the_code_of_checkpoints_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "out" / "runs" / "flight_delays-20260101-120000-abcdef"
+    save(run / "checkpoints", 120)
+    text = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(code) == 2
+    names: dict[str, Any] = {}
+    for block in code:
+        exec(block, names)
+    exported = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert exported.keys() == names["weights"].keys() >= {"0.weight", "1.running_mean"}
+    assert all(torch.equal(exported[name], tensor) for name, tensor in names["weights"].items())
+    assert exported["0.weight"].unique().tolist() == [120.0]
+    settings = set(re.findall(r"`((?:train|storage)\.[a-z_]+)`", text))
+    assert {"storage.checkpoints", "train.async_checkpoints"} <= settings <= set(all_keys())

@@ -124,6 +124,8 @@ def train(
     else:
         check_processes(config.train)
     run, saved = _run_directory(dataset, config)
+    checkpoints = run.checkpoints_in(config.storage.checkpoints)
+    check_writable(checkpoints)
     faults = FaultPlan.from_environment(run.faults)
     attempts: Attempts | Alone = Alone(run, config.train)
     if session is not None:
@@ -134,8 +136,6 @@ def train(
         "run_dir": str(run.path),
         "dataset": describe_dataset(dataset),
     }
-    checkpoints = run.checkpoints_in(config.storage.checkpoints)
-    check_writable(checkpoints)
     spec = RunSpec(
         run.path,
         dataset.path.resolve(),

@@ -56,6 +56,13 @@ def rank_file(rank: int) -> str:
     return f"rank-{rank:03d}.safetensors"
 
 
+def key_in_file(name: str, shape: list[int], offset: list[int], part: list[int]) -> str:
+    """Name a tensor in a file: a whole one as it is, a shard like "model/weight[4:8,0:16]"."""
+    if shape == part:
+        return name
+    return f"{name}[{','.join(f'{o}:{o + n}' for o, n in zip(offset, part, strict=True))}]"
+
+
 def claim(directory: AnyPath, attempt: int) -> None:
     """Say that an attempt has begun: those before it commit and delete nothing any more."""
     write_once(directory / f"attempt-{attempt:03d}", b"{}\n")

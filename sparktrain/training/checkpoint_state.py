@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sparktrain.errors import CheckpointInvalid
 from sparktrain.training.checkpoint import Checkpoint
-from sparktrain.training.checkpoint_files import empty_tensors, read_tensors
+from sparktrain.training.checkpoint_read import empty_tensors, read_tensors
 
 _MODEL, _OPTIMIZER, _GENERATOR = "model/", "optimizer/", "generator/"
 

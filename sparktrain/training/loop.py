@@ -204,7 +204,8 @@ class Loop:
 
     def _save(self, metrics: dict[str, float]) -> None:
         """Take a checkpoint; after a validation, compare with the best so far."""
-        self._agree_on_buffers()  # whose share of the file they are in is not ours to know
+        pulse.beat(self.step)
+        self._agree_on_buffers()  # any rank may be the one that writes them
         self.saver.wait()  # what became of the one before says which is the best so far
         refuse_non_finite_state(self.model, self.optimizer, self.world, self.step)
         best, is_epoch_end = self.saver.best, self.stream.step == 0

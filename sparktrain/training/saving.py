@@ -16,7 +16,7 @@ from sparktrain.config import TrainConfig
 from sparktrain.errors import CheckpointNotWritten, StoreFailed
 from sparktrain.storage import AnyPath
 from sparktrain.training.checkpoint import checkpoint_name, claim, delete_old
-from sparktrain.training.checkpoint_files import write_checkpoint
+from sparktrain.training.checkpoint_write import write_checkpoint
 from sparktrain.world import World
 
 logger = logging.getLogger(__name__)

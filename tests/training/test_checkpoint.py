@@ -20,7 +20,7 @@ from sparktrain.errors import EXIT_CONFIG, AttemptSuperseded, CheckpointInvalid,
 from sparktrain.storage import read_json, to_json
 from sparktrain.testing import run_ranks
 from sparktrain.training import checkpoint as checkpoints
-from sparktrain.training.checkpoint_files import read_tensors, write_checkpoint
+from sparktrain.training.checkpoint_read import read_tensors
 from sparktrain.training.checkpoint_state import (
     export_weights,
     load_weights,
@@ -28,6 +28,7 @@ from sparktrain.training.checkpoint_state import (
     settings_of,
     tensors_of,
 )
+from sparktrain.training.checkpoint_write import write_checkpoint
 from tests.fixtures.saves import save, trained_model
 
 FILES = (checkpoints.rank_file(0), checkpoints.MANIFEST_FILE)

@@ -1,7 +1,7 @@
-"""The tensors of a checkpoint as files, one a rank: the storage of torch's distributed checkpoints.
+"""Writing the tensors of a checkpoint, one file a rank: a storage for torch's distributed checkpoints.
 
-torch plans who writes and reads what, so that each value is written once, however many ranks hold it.
-Its own storage would pickle the plan; ours keeps it in the manifest.
+torch plans who writes what, so that each value is written once, however many ranks hold it. Its own storage
+would pickle the plan; ours keeps it in the manifest.
 """
 
 from __future__ import annotations
@@ -15,30 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import (
-    LoadPlan,
-    LoadPlanner,
-    ReadItem,
-    SavePlan,
-    SavePlanner,
-    WriteItem,
-)
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from sparktrain.errors import CheckpointInvalid, CheckpointNotWritten, StoreFailed
+from sparktrain.errors import CheckpointNotWritten, StoreFailed
 from sparktrain.storage import AnyPath, write_once
 from sparktrain.training.checkpoint import (
     MANIFEST_FILE,
@@ -46,8 +33,8 @@ from sparktrain.training.checkpoint import (
     clear,
     commit,
     discard,
+    key_in_file,
     rank_file,
-    read_rank_file,
 )
 
 
@@ -72,7 +59,7 @@ def write_checkpoint(
         Exception: any other, of whichever rank, likewise.
     """
     # torch takes one process without a group for an oversight
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+    warnings.filterwarnings("ignore", message="torch.distributed is .*uninitialized")
     writer = RankWriter(path, rank, step, state)
     try:
         planner = DefaultSavePlanner(flatten_state_dict=False)
@@ -83,40 +70,13 @@ def write_checkpoint(
         others = [failure for failure in failures.values() if not isinstance(failure, _NotWritten)]
         if others:
             raise others[0] from None
-        raise CheckpointNotWritten(
-            str(path), {rank: str(failure) for rank, failure in failures.items()}
-        ) from None
-
-
-def read_tensors(saved: Checkpoint, into: Mapping[str, Tensor]) -> None:
-    """Fill tensors in place with what was saved under their names, wherever it lies; each rank for itself.
-
-    Raises:
-        CheckpointInvalid: a file is damaged, a name is missing, or its shape is another.
-    """
-    for name, tensor in into.items():
-        found = saved.tensors.get(name)
-        if found is None or found["shape"] != list(tensor.shape):
-            has = f"{name} with shape {found['shape']}" if found else f"no {name}"
-            raise CheckpointInvalid(str(saved.path), f"it has {has}; wanted is shape {list(tensor.shape)}")
-    reader, planner = CheckpointReader(saved), DefaultLoadPlanner(flatten_state_dict=False)
-    planner.set_up_planner(dict(into), reader.read_metadata(), is_coordinator=True)
-    # Not by torch's own `load`, which is a collective call: a rank reads what it needs, and nobody waits.
-    [plan] = planner.create_global_plan([planner.create_local_plan()])
-    reader.read_data(planner.finish_plan(plan), planner).wait()
-
-
-def empty_tensors(saved: Checkpoint, prefix: str) -> dict[str, Tensor]:
-    """Return memory for the tensors whose names begin with `prefix`, by name."""
-    return {
-        name: torch.empty(found["shape"], dtype=getattr(torch, found["dtype"]))
-        for name, found in saved.tensors.items()
-        if name.startswith(prefix)
-    }
+        reasons = {rank: failure.args[0] for rank, failure in failures.items()}
+        is_transient = all(failure.args[1] for failure in failures.values())
+        raise CheckpointNotWritten(str(path), reasons, is_transient) from None
 
 
 class _NotWritten(Exception):
-    """What a storage said; travels to the other ranks."""
+    """What a storage said, and whether it may well say something else later; travels to the other ranks."""
 
 
 class RankWriter(StorageWriter):
@@ -133,7 +93,9 @@ class RankWriter(StorageWriter):
             try:
                 clear(self.path)  # the same step again within an attempt
             except (OSError, StoreFailed) as error:
-                raise _NotWritten(f"what lies there can't be deleted: {_reason(error)}") from None
+                raise _NotWritten(
+                    f"what lies there can't be deleted: {_reason(error)}", _passes(error)
+                ) from None
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
@@ -166,7 +128,7 @@ class RankWriter(StorageWriter):
         except (OSError, StoreFailed) as error:
             reason = f"{file}: {_reason(error)} ({len(content):,} bytes were to be written"
             discard(file)
-            raise _NotWritten(reason + _free(file) + ")") from None
+            raise _NotWritten(reason + _free(file) + ")", _passes(error)) from None
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Commit; called on the first rank, when all ranks have written."""
@@ -194,70 +156,8 @@ class RankWriter(StorageWriter):
             commit(saved)
         except (OSError, StoreFailed) as error:
             discard(self.path / MANIFEST_FILE)
-            raise _NotWritten(f"{self.path / MANIFEST_FILE}: {_reason(error)}{_free(self.path)}") from None
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return True
-
-
-class CheckpointReader(StorageReader):
-    """Reads tensors of a checkpoint, each file whole and only if it is what was saved."""
-
-    def __init__(self, saved: Checkpoint) -> None:
-        self.saved = saved
-
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing to forget: a reader is for one checkpoint."""
-
-    def read_metadata(self, *args: Any, **options: Any) -> Metadata:
-        return Metadata(
-            {
-                name: TensorStorageMetadata(
-                    TensorProperties(dtype=getattr(torch, tensor["dtype"])),
-                    torch.Size(tensor["shape"]),
-                    [
-                        ChunkStorageMetadata(torch.Size(chunk["offset"]), torch.Size(chunk["shape"]))
-                        for chunk in tensor["chunks"]
-                    ],
-                )
-                for name, tensor in self.saved.tensors.items()
-            }
-        )
-
-    def set_up_storage_reader(
-        self, metadata: Metadata, is_coordinator: bool, *args: Any, **options: Any
-    ) -> None:
-        """Nothing to do: the manifest is all there is to know."""
-
-    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        return plan
-
-    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        return plans
-
-    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        by_file: dict[str, list[tuple[str, ReadItem]]] = {}
-        for item in plan.items:
-            file, key = self._find(item)
-            by_file.setdefault(file, []).append((key, item))
-        for file, wanted in by_file.items():
-            content = safetensors.torch.load(read_rank_file(self.saved, file))
-            for key, item in wanted:
-                part = [slice(o, o + n) for o, n in zip(item.storage_offsets, item.lengths, strict=True)]
-                target = planner.resolve_tensor(item).detach()
-                target.copy_(content[key][tuple(part)])
-                planner.commit_tensor(item, target)
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
-
-    def _find(self, item: ReadItem) -> tuple[str, str]:
-        """Return the file that holds what an item asks for, and its key in there."""
-        name, offset = item.storage_index.fqn, list(item.storage_index.offset or ())
-        tensor = self.saved.tensors[name]
-        [chunk] = [chunk for chunk in tensor["chunks"] if chunk["offset"] == offset]
-        return chunk["file"], _key(name, tensor["shape"], offset, chunk["shape"])
+            said = f"{self.path / MANIFEST_FILE}: {_reason(error)}{_free(self.path)}"
+            raise _NotWritten(said, _passes(error)) from None
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -267,18 +167,16 @@ class CheckpointReader(StorageReader):
 def _key_of_item(item: WriteItem) -> str:
     assert item.tensor_data is not None
     chunk = item.tensor_data.chunk
-    return _key(item.index.fqn, list(item.tensor_data.size), list(chunk.offsets), list(chunk.sizes))
-
-
-def _key(name: str, shape: list[int], offset: list[int], part: list[int]) -> str:
-    """Name a tensor in a file: a whole one as it is, a shard like "model/weight[4:8,0:16]"."""
-    if shape == part:
-        return name
-    return f"{name}[{','.join(f'{o}:{o + n}' for o, n in zip(offset, part, strict=True))}]"
+    return key_in_file(item.index.fqn, list(item.tensor_data.size), list(chunk.offsets), list(chunk.sizes))
 
 
 def _reason(error: OSError | StoreFailed) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _passes(error: OSError | StoreFailed) -> bool:
+    """A store that is not reached is there again some day; a full disk is full for the next attempt, too."""
+    return isinstance(error, StoreFailed) and error.tries != 1
 
 
 def _free(path: AnyPath) -> str:
