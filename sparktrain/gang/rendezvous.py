@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import json
 import logging
 import os
 import socket
+import struct
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import pyarrow as pa
@@ -27,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _DRIVER_ONLY = ("MLFLOW_", "DATABRICKS_TOKEN", "DATABRICKS_CLIENT_SECRET")
 _POLL_SECONDS = 0.005
+_SIOCGIFADDR = 0x8915  # of <linux/sockios.h>
 
 
 @contextmanager
@@ -127,13 +131,37 @@ def _wait_for_all(store: PrefixStore, world: World, spec: GangSpec) -> None:
 
 
 def _interface(address: str) -> Mapping[str, str]:
-    """Keep gloo and NCCL on the loopback device if all are on one host; else they follow the host's name."""
+    """Let gloo and NCCL use the loopback device if all are on one host, and gloo else the one of `address`.
+
+    Left alone gloo follows the host's own name, which on many a system leads to 127.0.1.1: no way for peers.
+    What the user has set is left alone, as is NCCL, which may know of faster devices.
+    """
     try:
-        loopback = ipaddress.ip_address(address).is_loopback
-    except ValueError:
+        number = socket.gethostbyname(address)
+    except OSError:
         return {}
-    names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-    return {"GLOO_SOCKET_IFNAME": names[0], "NCCL_SOCKET_IFNAME": names[0]} if loopback and names else {}
+    device = _device_with(number)
+    if device is None:
+        return {}
+    if ipaddress.ip_address(number).is_loopback:
+        return {"GLOO_SOCKET_IFNAME": device, "NCCL_SOCKET_IFNAME": device}
+    return {} if "GLOO_SOCKET_IFNAME" in os.environ else {"GLOO_SOCKET_IFNAME": device}
+
+
+def _device_with(number: str) -> str | None:
+    """Name of the network device that has this IPv4 address; None where the system does not tell."""
+    names = [name for _, name in socket.if_nameindex()]
+    if ipaddress.ip_address(number).is_loopback:
+        return next((name for name in names if name.startswith("lo")), None)
+    if sys.platform != "linux":
+        return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for name in names:
+            with suppress(OSError):  # it has none
+                answer = fcntl.ioctl(asking, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(answer[20:24]) == number:
+                    return name
+    return None
 
 
 @contextmanager
