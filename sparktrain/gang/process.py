@@ -4,7 +4,7 @@
 
 Spark's worker serves other jobs afterwards, so the rank must leave nothing in it: no variable, no thread, no
 GPU memory. And whatever kills Spark's worker, which comes without a warning, must end the rank and all that
-it started: the guard sees the end of a pipe and kills the rank's process group.
+it started: the guard sees the end of a pipe, and kills the rank's process group and what has left that group.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -35,7 +35,9 @@ from sparktrain.world import World
 _LOOK_SECONDS = 0.25
 _BEAT_SECONDS = 1.0
 _DYING_SECONDS = 0.2
+_KILLING_SECONDS = 5.0  # a process that waits for a disk dies when that answers
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _DUMP_SIGNAL = signal.SIGUSR1
 
 Function = Callable[[], bytes]
@@ -112,6 +114,7 @@ def _guard(
     """Fork the rank, wait for its end or for that of Spark's worker, and clear up behind it."""
     redirect_output(spec.log_file(world.rank))
     os.setsid()  # Spark's daemon sends SIGHUP to its whole group when it ends
+    _set_process_option(_PR_SET_CHILD_SUBREAPER, 1)  # what the rank's children leave behind comes to us
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     # Without the worker's sockets: Spark sees by their end that a worker has died.
@@ -138,6 +141,7 @@ def _guard(
     how = {"status": None if status is None else describe_status(status), "step": shared.read().step}
     if status is None:
         _, status = os.waitpid(rank, 0)
+    _kill_children()
     commit_json(spec.end_file(world.rank), {**place, **how, "time": time.time()})
     _end_like(status)
 
@@ -148,14 +152,41 @@ def _wait_for_end(rank: int, life: int, woken: int) -> int | None:
         ready = select.select([life, woken], [], [])[0]
         if woken in ready:
             os.read(woken, 4096)
-            pid, status = os.waitpid(rank, os.WNOHANG)
-            if pid:
-                return status
+            for pid, status in _ended_children():
+                if pid == rank:
+                    return status
         if life in ready:
             if not os.read(life, 4096):
                 return _status_soon(rank)
             with suppress(OSError):
                 os.kill(rank, _DUMP_SIGNAL)
+
+
+def _ended_children() -> Iterator[tuple[int, int]]:
+    """Reap the processes that have ended, the rank and those that lost their parents in it: pid and status."""
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            yield ended
+
+
+def _kill_children() -> None:
+    """Kill what the rank had started in process groups of their own; their children become ours by that."""
+    deadline = time.monotonic() + _KILLING_SECONDS
+    while time.monotonic() < deadline and (children := _children()):
+        for child in children:
+            with suppress(OSError):
+                os.kill(child, signal.SIGKILL)
+        for _ in _ended_children():
+            pass
+        time.sleep(0.005)
+
+
+def _children() -> list[int]:
+    """This process' children; none where the system does not tell."""
+    try:
+        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def _status_soon(rank: int) -> int | None:
@@ -246,9 +277,15 @@ def _die_with_guard() -> None:
     """Let the system kill this process when the guard is killed; elsewhere than on Linux it would live on."""
     guard = os.getppid()
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _set_process_option(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != guard:  # it was faster
             os._exit(1)
+
+
+def _set_process_option(option: int, value: int) -> None:
+    """See prctl(2); other systems than Linux lack it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value)
 
 
 def _close_all_but(kept: set[int]) -> None:
