@@ -163,7 +163,7 @@ def _wait_for_end(rank: int, life: int, woken: int) -> int | None:
 
 
 def _ended_children() -> Iterator[tuple[int, int]]:
-    """Reap the processes that have ended, the rank and those that lost their parents in it: pid and status."""
+    """Reap the processes that have ended, the rank and those that lost their parents in it."""
     with suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             yield ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import ipaddress
 import json
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 _DRIVER_ONLY = ("MLFLOW_", "DATABRICKS_TOKEN", "DATABRICKS_CLIENT_SECRET")
 _POLL_SECONDS = 0.005
 _SIOCGIFADDR = 0x8915  # of <linux/sockios.h>
+_SO_ATTACH_FILTER, _BPF_RET = 26, 6  # of <asm/socket.h>, <linux/filter.h>
 
 
 @contextmanager
@@ -77,10 +79,12 @@ def process_group(spec: GangSpec, world: World, address: str) -> Iterator[None]:
 def _meet(spec: GangSpec, world: World, address: str) -> TCPStore:
     """Return the gang's store: rank 0 hosts it and says in a file where, the others wait for that file."""
     timeout = timedelta(seconds=spec.start_timeout_seconds)
+    door: socket.socket | None = None  # rank 0's own handle of the store's listening socket
     try:
         if world.is_first:
             listener = socket.create_server((address, 0))  # bound before it is announced: no port race
             host, port = listener.getsockname()[:2]
+            door = listener.dup()
             store = TCPStore(
                 host,
                 port,
@@ -95,10 +99,30 @@ def _meet(spec: GangSpec, world: World, address: str) -> TCPStore:
             host, port = _wait_for_address(spec)
             store = TCPStore(host, port, world.size, is_master=False, timeout=timeout, wait_for_workers=False)
         _wait_for_all(PrefixStore(spec.token, store), world, spec)
+        # NCCL's groups may open connections of their own to the store at any time, gloo's never do.
+        if door is not None and not world.device.startswith("cuda"):
+            _shut(door)
         return store
     except dist.DistError as error:
         reason = str(error).splitlines()[0]
         raise RendezvousTimeout(world.rank, world.size, spec.start_timeout_seconds, reason) from error
+    finally:
+        if door is not None:
+            door.close()
+
+
+def _shut(door: socket.socket) -> None:
+    """Let nobody connect any more: torch's store asks nobody who they are, and tells and takes everything.
+
+    By a filter that drops all that comes for the listening socket, connections that exist are left alone. A
+    socket that is shut down instead makes the store's thread spin, or the process abort.
+    """
+    if sys.platform != "linux":
+        return
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RET, 0, 0, 0))
+    program = struct.pack("HP", 1, ctypes.addressof(drop_all))
+    with suppress(OSError):  # a sandbox may not know of filters
+        door.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 def _wait_for_address(spec: GangSpec) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""R37: the network parts two ranks: both end in time, neither commits alone, and the training goes on later."""
+"""R37: the network parts two ranks: both end in time, neither commits alone, training goes on later."""
 
 from __future__ import annotations
 

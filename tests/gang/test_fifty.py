@@ -96,9 +96,7 @@ def test_fifty_gangs_in_a_row_leave_no_more_behind_than_ten(
             workers_before = {pid: state_of_worker(pid) for pid in workers if is_running(pid)}
             bytes_before = {pid: resident_bytes(pid) for pid in (os.getpid(), *workers_before)}
     median = statistics.median(seconds[WARM_UP:])
-    print(
-        f"{NUM_GANGS} gangs and {len(FAILING)} failing ones: median {median:.2f} s, most {max(seconds):.2f}"
-    )
+    print(f"{NUM_GANGS} gangs, {len(FAILING)} failing ones: median {median:.2f} s, most {max(seconds):.2f}")
 
     assert state_of_driver() == before
     settle(family_before)

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import torch.distributed as dist
 
 from sparktrain.errors import DeviceUnknown, RendezvousTimeout
 from sparktrain.gang.blame import attempt_directory
-from sparktrain.gang.rendezvous import process_group
+from sparktrain.gang.rendezvous import _meet, process_group
 from sparktrain.gang.spec import GangSpec
 from sparktrain.gang.worker import device_index
 from sparktrain.testing import run_ranks
@@ -58,23 +59,32 @@ def test_the_attempts_directory_is_for_its_owner_only(tmp_path: Path) -> None:
         assert json.loads(spec.rendezvous_file.read_bytes())["host"] == "127.0.0.1"
 
 
-def store_of(spec: GangSpec) -> dist.TCPStore:
+def test_a_stranger_cannot_connect_to_the_store_once_all_are_there(tmp_path: Path) -> None:
+    with gang_of_one(tmp_path) as spec:
+        found = json.loads(spec.rendezvous_file.read_bytes())
+        with pytest.raises(TimeoutError):
+            socket.create_connection((found["host"], found["port"]), 0.5)
+        dist.barrier(dist.new_group([0]))  # the ranks' own connections are left alone
+
+
+def test_a_stranger_who_comes_before_all_are_there_reads_no_key_without_the_token(tmp_path: Path) -> None:
+    spec = GangSpec(directory=tmp_path, size=2, token="right", payload=b"", start_timeout_seconds=20.0)
+    ranks = threading.Thread(target=meet, args=(spec,))
+    ranks.start()
+    while not spec.rendezvous_file.exists():
+        time.sleep(0.005)
     found = json.loads(spec.rendezvous_file.read_bytes())
-    return dist.TCPStore(found["host"], found["port"], 2, is_master=False, wait_for_workers=False)
+    store = dist.TCPStore(found["host"], found["port"], 2, is_master=False, wait_for_workers=False)
+    dist.PrefixStore("right", store).wait(["arrived/0"])
+    assert not dist.PrefixStore("wrong", store).check(["arrived/0"])
+    assert not store.check(["arrived/0"])
+    dist.PrefixStore("right", store).set("arrived/1", "1")
+    ranks.join()
 
 
-def test_a_stranger_with_the_wrong_token_reads_no_key(tmp_path: Path) -> None:
-    with gang_of_one(tmp_path) as spec:
-        store = store_of(spec)
-        assert dist.PrefixStore("right", store).check(["arrived/0"])
-        assert not dist.PrefixStore("wrong", store).check(["arrived/0"])
-        assert not store.check(["arrived/0"])
-
-
-@pytest.mark.xfail(reason="torch's store asks nobody who they are, and lists its keys", raises=AssertionError)
-def test_a_stranger_cannot_list_the_keys(tmp_path: Path) -> None:
-    with gang_of_one(tmp_path) as spec:
-        assert not any("right" in key for key in store_of(spec).list_keys())
+def meet(spec: GangSpec) -> None:
+    """Be rank 0 until all are there."""
+    _meet(spec, World(rank=0, size=2), "127.0.0.1")
 
 
 def test_a_rank_that_nobody_waits_for_gives_up_in_time(tmp_path: Path) -> None:
