@@ -29,7 +29,7 @@ from sparktrain.world import World
 
 logger = logging.getLogger(__name__)
 
-_DRIVER_ONLY = ("MLFLOW_", "DATABRICKS_TOKEN", "DATABRICKS_CLIENT_SECRET")
+_DRIVER_ONLY = ("MLFLOW_", "DATABRICKS_TOKEN", "DATABRICKS_PASSWORD", "DATABRICKS_CLIENT_SECRET")
 _POLL_SECONDS = 0.005
 _SIOCGIFADDR = 0x8915  # of <linux/sockios.h>
 _SO_ATTACH_FILTER, _BPF_RET = 26, 6  # of <asm/socket.h>, <linux/filter.h>

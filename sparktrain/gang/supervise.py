@@ -30,7 +30,7 @@ from sparktrain.gang.rank import RunSpec
 from sparktrain.gang.restart import Attempts
 from sparktrain.gang.settings import check_before_launch
 from sparktrain.gang.shipping import ship_code_of
-from sparktrain.runs.describe import flatten
+from sparktrain.runs.describe import flatten, masked
 from sparktrain.runs.directory import FINISHED, RunDirectory
 from sparktrain.runs.follow import Follower
 from sparktrain.runs.late import LateTracker, start_tracking
@@ -241,7 +241,8 @@ def _check_class(task: TrainTask) -> None:
 
 def _run_directory(dataset: Dataset, config: Config) -> tuple[RunDirectory, Checkpoint | None]:
     """Return the run's directory and the checkpoint to start from: of the run to resume, or new."""
-    spec = {"dataset": dataset.fingerprint, **config.model_dump(mode="json")}
+    # Without secrets: the file stays, and what differs from it on a resume is told.
+    spec = {"dataset": dataset.fingerprint, **masked(config.model_dump(mode="json"))}
     if config.resume:
         run = RunDirectory.newest_unfinished(config.storage.root, config.pipeline)
         if run is not None:

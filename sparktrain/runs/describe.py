@@ -35,9 +35,14 @@ def masked(tree: Any, key: str = "") -> Any:
         return {name: masked(value, str(name)) for name, value in tree.items()}
     if isinstance(tree, list):
         return [masked(value, key) for value in tree]
-    if tree is not None and _SECRET_KEY.search(key):
+    if tree is not None and _SECRET_KEY.search(key) and not _is_count(key, tree):
         return _MASK
     return without_secrets(tree) if isinstance(tree, str) else tree
+
+
+def _is_count(key: str, value: object) -> bool:
+    """Whether a number is one of tokens of text, as max_tokens is: a resume must see it change."""
+    return isinstance(value, int | float) and "tokens" in key.lower()
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

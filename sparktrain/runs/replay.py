@@ -107,7 +107,10 @@ def _config_of(run: RunDirectory) -> Config:
             str(run.path), "it is no run directory, or has no whole spec.json", way_out
         ) from error
     try:
-        return Config.model_validate({key: value for key, value in spec.items() if key != "dataset"})
+        settings = {key: value for key, value in spec.items() if key != "dataset"}
+        if "***@" in str(settings.get("tracking", {}).get("uri")):  # it is of no use without its password
+            settings["tracking"] = {**settings["tracking"], "uri": None}
+        return Config.model_validate(settings)
     except ValidationError as error:
         problem = f"its spec.json is of another version of sparktrain ({error.error_count()} problems)"
         raise ReplayRefused(str(run.path), problem, "replay with the version that trained") from error
