@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import ipaddress
 import json
 import logging
 import os
@@ -160,30 +159,24 @@ def _interface(address: str) -> Mapping[str, str]:
     Left alone gloo follows the host's own name, which on many a system leads to 127.0.1.1: no way for peers.
     What the user has set is left alone, as is NCCL, which may know of faster devices.
     """
-    try:
-        number = socket.gethostbyname(address)
-    except OSError:
-        return {}
-    device = _device_with(number)
-    if device is None:
-        return {}
-    if ipaddress.ip_address(number).is_loopback:
-        return {"GLOO_SOCKET_IFNAME": device, "NCCL_SOCKET_IFNAME": device}
-    return {} if "GLOO_SOCKET_IFNAME" in os.environ else {"GLOO_SOCKET_IFNAME": device}
+    if address == "127.0.0.1":
+        names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+        return {"GLOO_SOCKET_IFNAME": names[0], "NCCL_SOCKET_IFNAME": names[0]} if names else {}
+    device = None if "GLOO_SOCKET_IFNAME" in os.environ else _device_with(address)
+    return {"GLOO_SOCKET_IFNAME": device} if device is not None else {}
 
 
-def _device_with(number: str) -> str | None:
-    """Name of the network device that has this IPv4 address; None where the system does not tell."""
-    names = [name for _, name in socket.if_nameindex()]
-    if ipaddress.ip_address(number).is_loopback:
-        return next((name for name in names if name.startswith("lo")), None)
+def _device_with(address: str) -> str | None:
+    """Name of the network device that has this address; None where the system does not tell."""
     if sys.platform != "linux":
         return None
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        for name in names:
+    with suppress(OSError, UnicodeError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        number = socket.gethostbyname(address)
+        for _, name in socket.if_nameindex():
             with suppress(OSError):  # it has none
                 answer = fcntl.ioctl(asking, _SIOCGIFADDR, struct.pack("256s", name.encode()))
-                if socket.inet_ntoa(answer[20:24]) == number:
+                # A name that leads to this host alone tells nothing about the way to others.
+                if socket.inet_ntoa(answer[20:24]) == number and not number.startswith("127."):
                     return name
     return None
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from sparktrain.errors import DeviceUnknown, RendezvousTimeout
 from sparktrain.gang.blame import attempt_directory
-from sparktrain.gang.rendezvous import _meet, process_group
+from sparktrain.gang.rendezvous import _interface, _meet, process_group
 from sparktrain.gang.spec import GangSpec
 from sparktrain.gang.worker import device_index
 from sparktrain.testing import run_ranks
@@ -85,6 +85,23 @@ def test_a_stranger_who_comes_before_all_are_there_reads_no_key_without_the_toke
 def meet(spec: GangSpec) -> None:
     """Be rank 0 until all are there."""
     _meet(spec, World(rank=0, size=2), "127.0.0.1")
+
+
+def test_gloo_takes_the_device_of_the_address_that_peers_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    assert _interface("127.0.0.1") == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    for nowhere in ("192.0.2.77", "127.0.1.1", "localhost", "no-such-host.invalid", "x" * 70):
+        assert _interface(nowhere) == {}, nowhere
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect(("198.51.100.1", 9))  # sends nothing, but tells which way it would go
+        except OSError:
+            pytest.skip("this machine has no network")
+        ours = asking.getsockname()[0]
+    names = [name for _, name in socket.if_nameindex()]
+    assert _interface(ours)["GLOO_SOCKET_IFNAME"] in set(names) - {"lo"}
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    assert _interface(ours) == {}, "what the user has set is left alone"
 
 
 def test_a_rank_that_nobody_waits_for_gives_up_in_time(tmp_path: Path) -> None:
