@@ -84,8 +84,9 @@ class Hosts:
 def hosts() -> Iterator[Hosts]:
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("network namespaces take root, and the program ip")
+    delete_namespaces_of_the_dead()
     token = secrets.token_hex(3)
-    names = [f"sparktrain-{token}-{host}" for host in range(2)]
+    names = [f"sparktrain-{os.getpid()}-{token}-{host}" for host in range(2)]
     if subprocess.run(["ip", "netns", "add", names[0]], capture_output=True, check=False).returncode:
         pytest.skip("this machine lets nobody make network namespaces")
     try:
@@ -102,6 +103,18 @@ def hosts() -> Iterator[Hosts]:
     finally:
         for name in names:  # the cable goes with them
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def namespaces() -> list[str]:
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    return [line.split()[0] for line in listed.splitlines() if line.startswith("sparktrain-")]
+
+
+def delete_namespaces_of_the_dead() -> None:
+    """Of tests that were killed: no fixture clears up behind those."""
+    for name in namespaces():
+        if not Path(f"/proc/{name.split('-')[1]}").exists():
+            run("ip", "netns", "del", name)
 
 
 def run(*command: str) -> None:
@@ -202,8 +215,13 @@ def has_ended(attempt: Attempt) -> bool:
     return any(rank.poll() is not None for rank in attempt.ranks)
 
 
-def test_no_namespace_is_left(hosts: Hosts) -> None:
-    """The fixture's own teardown runs for the tests above: what they made must be gone by now."""
-    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    left = [line for line in listed.splitlines() if line.startswith("sparktrain-")]
-    assert len(left) == 2, left
+def test_no_namespace_is_left_by_the_tests_above_nor_by_killed_ones(hosts: Hosts) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    )
+    left = f"sparktrain-{int(ended.stdout)}-abc-0"
+    run("ip", "netns", "add", left)
+    delete_namespaces_of_the_dead()
+    found = namespaces()
+    assert left not in found
+    assert sorted(hosts.names) == sorted(name for name in found if f"-{os.getpid()}-" in name)
