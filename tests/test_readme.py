@@ -33,7 +33,7 @@ def test_the_tree_names_every_file() -> None:
         path.relative_to(ROOT).as_posix()
         for folder in ("sparktrain", "pipelines", "jobs", "conf", "notebooks")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in {".py", ".yaml"} and path.name != "__init__.py"
+        if path.suffix in {".py", ".yaml", ".conf"} and path.name != "__init__.py"
     }
     assert tree_in_readme() == there
 
