@@ -1,0 +1,46 @@
+"""R9: a process of attempt 1 that nobody could end trains on while attempt 2 runs, and damages nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.fault_table import FaultRow
+from tests.fixtures.trainings import EPOCHS, STEPS_PER_EPOCH, Driver
+
+pytestmark = [pytest.mark.spark, pytest.mark.ranks, pytest.mark.slow, pytest.mark.timeout(280)]
+
+
+def test_what_it_saves_is_never_gone_on_with(
+    driver_of: Callable[[str], Driver], tmp_path: Path, fault_row: FaultRow
+) -> None:
+    driver = driver_of("local[2]")
+    straight = driver.train(ranks=1)
+    assert straight.error is None, straight.text
+    (tmp_path / "root").write_text(str(driver.root))
+    # Attempt 2 waits at step 22 for the end of the leftover, and dies later: whom does attempt 3 trust?
+    faults = [
+        {"rank": 0, "step": 10, "kind": "sigkill", "attempt": 1},
+        {"rank": 0, "step": 31, "kind": "sigkill", "attempt": 2},
+    ]
+    training = driver.train(*faults, task={"leftover": str(tmp_path)}, ranks=1)
+    assert len(training.fired) == 2
+    log = (tmp_path / "log").read_text()
+    leftover = json.loads((tmp_path / "ended").read_bytes())
+    resumed = {e["attempt"]: e for e in training.events if e["kind"] == "resumed"}
+    assert resumed[2]["time"] < leftover["began"] + 60 and leftover["ended"] < resumed[3]["time"]
+    assert leftover["began"] < leftover["ended"], log
+    trained = [e for e in training.events if e["attempt"] == 1 and e["time"] > leftover["began"]]
+    assert [e for e in trained if e["kind"] == "metrics"] or "Superseded" in leftover["outcome"], (
+        leftover,
+        log,
+    )
+    assert training.error is None, training.text
+    assert resumed[3]["step"] == 28, "from attempt 2's own, though the leftover's were of later steps"
+    assert training.result["steps"] == EPOCHS * STEPS_PER_EPOCH
+    assert training.final_state == straight.final_state
+    assert training.metrics == straight.metrics
+    fault_row("R9", "a process of attempt 1 trains on beside attempt 2", end="state and history equal")
