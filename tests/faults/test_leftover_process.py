@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 from tests.fixtures.fault_table import FaultRow
 from tests.fixtures.trainings import EPOCHS, STEPS_PER_EPOCH, Driver
 
-pytestmark = [pytest.mark.spark, pytest.mark.ranks, pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.spark, pytest.mark.ranks, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_what_it_saves_is_never_gone_on_with(
@@ -20,13 +23,19 @@ def test_what_it_saves_is_never_gone_on_with(
     driver = driver_of("local[2]")
     straight = driver.train(ranks=1)
     assert straight.error is None, straight.text
-    (tmp_path / "root").write_text(str(driver.root))
     # Attempt 2 waits at step 22 for the end of the leftover, and dies later: whom does attempt 3 trust?
     faults = [
         {"rank": 0, "step": 10, "kind": "sigkill", "attempt": 1},
         {"rank": 0, "step": 31, "kind": "sigkill", "attempt": 2},
     ]
-    training = driver.train(*faults, task={"leftover": str(tmp_path)}, ranks=1)
+    driver.begin(*faults, task={"leftover": str(tmp_path)}, ranks=1)
+    environment = json.loads(wait_for(tmp_path / "environment.json"))
+    assert (environment["RANK"], environment["SPARKTRAIN_ATTEMPT"]) == ("0", "1")
+    with (tmp_path / "log").open("w") as log_file:
+        command = [sys.executable, "-m", "tests.fixtures.leftover_rank", tmp_path, driver.root]
+        process = subprocess.Popen(command, env=environment, stdout=log_file, stderr=log_file)
+    training = driver.end()
+    assert process.wait(60) == 0
     assert len(training.fired) == 2
     log = (tmp_path / "log").read_text()
     leftover = json.loads((tmp_path / "ended").read_bytes())
@@ -44,3 +53,11 @@ def test_what_it_saves_is_never_gone_on_with(
     assert training.final_state == straight.final_state
     assert training.metrics == straight.metrics
     fault_row("R9", "a process of attempt 1 trains on beside attempt 2", end="state and history equal")
+
+
+def wait_for(file: Path, timeout_seconds: float = 150.0) -> str:
+    deadline = time.monotonic() + timeout_seconds
+    while not file.exists():
+        assert time.monotonic() < deadline, f"{file} did not come"
+        time.sleep(0.02)
+    return file.read_text()
