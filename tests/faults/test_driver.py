@@ -111,7 +111,8 @@ def test_an_interrupt_ends_even_ranks_that_ignore_it_and_what_they_started(
     root = new_root("interrupted")
     running = start(place, root, *ENDLESS)
     run_dir = wait_for_checkpoint(running, root)
-    assert list(running.processes().values()).count("sleep 1000 ") == 2, "each rank was to have a child"
+    before = list(running.processes().values())
+    assert (before.count("sleep 1000 "), before.count("sleep 1001 ")) == (2, 2), "each rank was to have both"
     # to the whole group, as Ctrl-C in a terminal does, or to the driver alone, as `kill` does
     (running.signal_group if is_for_all else running.signal)(number)
     signalled = time.monotonic()

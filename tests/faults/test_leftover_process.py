@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.spark, pytest.mark.ranks, pytest.mark.slow, pytest.mar
 
 
 def test_what_it_saves_is_never_gone_on_with(
-    driver_of: Callable[[str], Driver], tmp_path: Path, fault_row: FaultRow
+    driver_of: Callable[[str], Driver], tiny: Path, tmp_path: Path, fault_row: FaultRow
 ) -> None:
     driver = driver_of("local[2]")
     straight = driver.train(ranks=1)
@@ -33,9 +33,9 @@ def test_what_it_saves_is_never_gone_on_with(
     assert (environment["RANK"], environment["SPARKTRAIN_ATTEMPT"]) == ("0", "1")
     with (tmp_path / "log").open("w") as log_file:
         command = [sys.executable, "-m", "tests.fixtures.leftover_rank", tmp_path, driver.root]
-        process = subprocess.Popen(command, env=environment, stdout=log_file, stderr=log_file)
+        process = subprocess.Popen(command, cwd=tiny, env=environment, stdout=log_file, stderr=log_file)
     training = driver.end()
-    assert process.wait(60) == 0
+    assert process.wait(60) == 0, (tmp_path / "log").read_text()
     assert len(training.fired) == 2
     log = (tmp_path / "log").read_text()
     leftover = json.loads((tmp_path / "ended").read_bytes())
