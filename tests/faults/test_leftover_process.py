@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -58,3 +59,38 @@ def wait_for(file: Path, timeout_seconds: float = 150.0) -> str:
         assert time.monotonic() < deadline, f"{file} did not come"
         time.sleep(0.02)
     return file.read_text()
+
+
+IN_ANOTHER_GROUP = """
+    import os, subprocess, sys, threading, time
+    from pathlib import Path
+
+    from sparktrain.errors import RankEnded
+    from sparktrain.gang.process import call_in_process
+    from sparktrain.gang.spec import GangSpec
+    from sparktrain.world import World
+
+    def leave() -> bytes:
+        os.setpgid(0, subprocess.Popen(["sleep", "1000"], process_group=0).pid)
+        pids = Path(sys.argv[1], "pids")
+        pids.write_text(f"{os.getpid()} {os.getpgid(0)}")
+        time.sleep(1000)
+        return b""
+
+    spec = GangSpec(directory=Path(sys.argv[1]), size=1, token="", payload=b"")
+    spec.create_folders()
+    threading.Timer(1.0, spec.stop_file.touch).start()
+    try:
+        call_in_process(leave, spec, World(rank=0, size=1))
+    except RankEnded:
+        print("ended")
+"""
+
+
+def test_a_rank_that_has_left_its_process_group_is_ended_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", dedent(IN_ANOTHER_GROUP), tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "ended\n", done.stderr
+    rank, group = (tmp_path / "pids").read_text().split()
+    assert rank != group, "it has not left"
+    assert not Path("/proc", rank).exists() and not Path("/proc", group).exists()
