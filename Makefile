@@ -14,7 +14,7 @@ tests35 ?= tests
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # the checks come before the install also with -j
-.PHONY: help venv venv-spark35 run test test-unit test-spark35 test-petastorm lint format type bench wheel ui clean check-java
+.PHONY: help venv venv-spark35 run test test-unit test-spark35 test-petastorm faults lint format type bench wheel ui clean check-java
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ test: check-java $(installed)  ## run every test except the benchmarks; pytest o
 
 test-unit: $(installed)  ## run the fast tests: no Java, one process
 	@$(bin)/pytest -m "not spark and not ranks" $(ARGS)
+
+faults: check-java $(installed)  ## break ranks, executors, drivers and files on purpose, and print what came of it
+	@$(bin)/pytest -q tests/faults $(ARGS)
 
 test-spark35: check-java $(installed35)  ## run the tests on Spark 3.5, Petastorm's among them; pytest options in ARGS="…"
 	@$(bin35)/pytest $(tests35) $(ARGS)

@@ -15,7 +15,7 @@ from pyspark.sql import SparkSession
 
 import sparktrain
 from sparktrain import dataset, features, preparation
-from sparktrain.config import all_keys
+from sparktrain.config import TrainConfig, all_keys, parse_config
 from sparktrain.dataset import Dataset, Stream
 from sparktrain.testing import write_tiny_dataset
 from tests.fixtures.saves import save
@@ -113,3 +113,12 @@ def test_the_code_of_checkpoints_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert exported["0.weight"].unique().tolist() == [120.0]
     settings = set(re.findall(r"`((?:train|storage)\.[a-z_]+)`", text))
     assert {"storage.checkpoints", "train.async_checkpoints"} <= settings <= set(all_keys())
+
+
+def test_the_settings_of_reliability_exist() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    given = yaml.safe_load(block)["train"]
+    assert len(given) == 6 and parse_config({"pipeline": "flight_delays", "train": given})
+    own = {name: TrainConfig.model_fields[name].default for name in given if name != "checkpoint_every_steps"}
+    assert {name: given[name] for name in own} == own, "each stands there with its default"

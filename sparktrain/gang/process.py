@@ -138,6 +138,8 @@ def _guard(
     status = _wait_for_end(rank, life, woken)
     with suppress(OSError):
         os.killpg(rank, signal.SIGKILL)  # what the rank has started and left behind
+    if status is None:
+        os.kill(rank, signal.SIGKILL)  # it may have left its group
     how = {"status": None if status is None else describe_status(status), "step": shared.read().step}
     if status is None:
         _, status = os.waitpid(rank, 0)

@@ -36,7 +36,7 @@ class EventWriter:
     long run leaves thousands of segments rather than hundreds of thousands.
 
     A disk that can't be written to does not stop training: the events are kept (the newest 10,000) and
-    tried again.
+    tried again. Once a later attempt has begun nothing is written any more: it trains the same steps.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class EventWriter:
     ) -> None:
         self._directory = directory
         self._rank, self._attempt = rank, attempt
+        self._next_attempt = directory.parent / f"attempt-{attempt + 1:03d}"
         self._prefix = f"a{attempt:03d}-r{rank:03d}-"
         self._interval_seconds, self._clock = interval_seconds, clock
         self._started = self._flushed = clock()
@@ -86,6 +87,9 @@ class EventWriter:
 
     def _write_segment(self) -> None:
         if not self._buffer:
+            return
+        if self._next_attempt.exists():  # a rank that nobody could end would else be heard in its stead
+            self._buffer.clear()
             return
         self._flushed = self._clock()
         content = "".join(json.dumps(_encode(event), allow_nan=False) + "\n" for event in self._buffer)

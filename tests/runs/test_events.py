@@ -43,6 +43,16 @@ def test_each_segment_is_read_once_in_order_of_attempt_rank_and_number(tmp_path:
     assert not reader.has_new()
 
 
+def test_a_writer_falls_silent_when_the_next_attempt_has_begun(tmp_path: Path) -> None:
+    (tmp_path / "events").mkdir()
+    reader = EventReader(tmp_path / "events")
+    with EventWriter(tmp_path / "events", rank=0, attempt=9) as write:
+        write({"kind": "phase", "name": "train"})
+        (tmp_path / "attempt-010").mkdir()
+        write({"kind": "phase", "name": "validation"})
+    assert [event["name"] for event in reader.poll()] == ["train"]
+
+
 def test_segments_are_written_at_most_every_half_second(tmp_path: Path) -> None:
     clock = Clock()
     write = EventWriter(tmp_path, 0, 1, clock=clock)
