@@ -11,14 +11,11 @@ from contextlib import suppress
 
 from pyspark.daemon import manager
 
-# What takes longest of all that a training rank imports.
-PRELOAD = ("sparktrain.gang.rendezvous", "sparktrain.gang.rank", "torch._dynamo", "pandas")
-
 
 def main() -> None:
-    for module in PRELOAD:
-        with suppress(Exception):  # whoever needs it will say so, where people can read it
-            importlib.import_module(module)
+    with suppress(Exception):  # whoever needs it will say so, where people can read it
+        # What every gang needs, and no more: a larger process takes longer to fork.
+        importlib.import_module("sparktrain.gang.rendezvous")
     manager()
 
 

@@ -12,7 +12,6 @@ from pyspark.sql import SparkSession
 
 from sparktrain.config import TrainConfig
 from sparktrain.errors import RestartsExhausted, SparktrainError
-from sparktrain.gang.daemon import PRELOAD
 from sparktrain.gang.launch import Gang
 from sparktrain.gang.rank import RunSpec, train_rank
 from sparktrain.gang.slots import num_slots, profile_of_rank
@@ -23,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_DELAY_SECONDS = 60.0
 _LOOK_SECONDS = 0.2
+# What takes longest of all that a training rank imports, for all its attempts.
+_PRELOAD = ("sparktrain.gang.rank", "torch._dynamo", "pandas")
 # How long executors that were lost may take to come back before the gang goes on with fewer ranks.
 _RETURN_SECONDS = 15.0
 
@@ -96,7 +97,7 @@ class Attempts:
             stall_timeout_seconds=config.stall_timeout_seconds,
             directory=self._run.attempt(self.number),
             attempt=self.number,
-            preload=PRELOAD,
+            preload=_PRELOAD,
             on_output=self._on_output,
         )
 
