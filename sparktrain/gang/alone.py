@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # exported, not by its stubs
 
 from sparktrain.config import TrainConfig
 from sparktrain.errors import ConfigError
-from sparktrain.gang.blame import attempt_directory
+from sparktrain.gang.blame import attempt_directory, rank_failed
 from sparktrain.gang.rank import RunSpec, train_rank
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.world import World
@@ -63,22 +64,27 @@ def check_processes(config: TrainConfig) -> None:
 
 def _train(spec: RunSpec, attempt: int) -> dict[str, Any]:
     os.environ["SPARKTRAIN_ATTEMPT"] = str(attempt)
-    return train_rank(spec)
+    try:
+        return train_rank(spec)
+    except Exception as error:
+        raise rank_failed(World.from_environment(), error) from error
 
 
 @contextmanager
 def _group(config: TrainConfig) -> Iterator[None]:
-    """The process group that torchrun's variables describe; none for a single process."""
+    """Be in the process group that torchrun's variables describe, or in one of this process alone."""
     world = World.from_environment()
     torch.set_num_threads(config.cpus_per_rank)
     if config.gpus_per_rank:
         os.environ["SPARKTRAIN_DEVICE"] = f"cuda:{world.local_rank}"
         torch.cuda.set_device(world.local_rank)
-    if world.size == 1:
-        yield
-        return
+    backend = "nccl" if config.gpus_per_rank else "gloo"
     timeout = timedelta(seconds=config.collective_timeout_seconds)
-    dist.init_process_group("nccl" if config.gpus_per_rank else "gloo", timeout=timeout)
+    if world.size == 1:  # it has a group and the variables as well, as a gang of one has
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+        dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
     try:
         yield
         dist.barrier()  # nobody closes a connection that another still uses
@@ -87,6 +93,5 @@ def _group(config: TrainConfig) -> Iterator[None]:
 
 
 def _agree(sent: list[Any]) -> Any:
-    if dist.is_initialized():
-        dist.broadcast_object_list(sent, src=0)
+    dist.broadcast_object_list(sent, src=0)
     return sent[0]

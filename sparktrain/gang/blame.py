@@ -49,30 +49,56 @@ _FIRST_LINES, _LAST_LINES = 2, 6
 
 def write_error(spec: GangSpec, world: World, error: BaseException) -> None:
     """Leave this rank's error where the driver looks; before the sockets close, so before any victim's."""
-    step = None
-    if isinstance(error, StepFailed):
-        step, error = error.step, error.__cause__ or error
-    text = _text(error)
     file = spec.error_file(world.rank)
     file.parent.mkdir(exist_ok=True)
     # To be read by people; before the other, which the driver takes for the news.
-    spec.traceback_file(world.rank).write_text(_encodable("".join(traceback.format_exception(error))))
-    commit_json(
-        file,
-        {
-            "rank": world.rank,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "device": world.device,
-            "step": step,
-            "time": time.time(),
-            "victim": is_victim(error),
-            "exit_code": error.exit_code if isinstance(error, SparktrainError) else None,
-            "transient": isinstance(error, SparktrainError) and error.is_transient,
-            "message": text if isinstance(error, SparktrainError) else f"{type(error).__name__}: {text}",
-            "user_lines": [_encodable(line) for line in user_lines(error)],
-        },
+    spec.traceback_file(world.rank).write_text(
+        _encodable("".join(traceback.format_exception(_cause_of(error))))
     )
+    commit_json(file, _record(world, error))
+
+
+def rank_failed(world: World, error: BaseException) -> RankFailed:
+    """Explain an error of this very process, which is the rank."""
+    return _explain(_record(world, error), is_transient=is_victim(error), logs=[])
+
+
+def _record(world: World, error: BaseException) -> dict[str, Any]:
+    step = error.step if isinstance(error, StepFailed) else None
+    error = _cause_of(error)
+    text = _text(error)
+    return {
+        "rank": world.rank,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "device": world.device,
+        "step": step,
+        "time": time.time(),
+        "victim": is_victim(error),
+        "exit_code": error.exit_code if isinstance(error, SparktrainError) else None,
+        "transient": isinstance(error, SparktrainError) and error.is_transient,
+        "message": text if isinstance(error, SparktrainError) else f"{type(error).__name__}: {text}",
+        "user_lines": [_encodable(line) for line in user_lines(error)],
+    }
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    return (error.__cause__ or error) if isinstance(error, StepFailed) else error
+
+
+def _explain(record: Mapping[str, Any], is_transient: bool, logs: Sequence[str]) -> RankFailed:
+    failed = RankFailed(
+        rank=record["rank"],
+        host=record["host"],
+        message=record["message"],
+        step=record["step"],
+        device=record["device"],
+        user_lines=record["user_lines"],
+        logs=logs,
+    )
+    failed.exit_code = record["exit_code"] or failed.exit_code
+    failed.is_transient = is_transient or record["transient"]
+    return failed
 
 
 def is_victim(error: BaseException | None) -> bool:
@@ -152,18 +178,8 @@ def diagnose(spec: GangSpec, report: str, lost: Sequence[int] = ()) -> Sparktrai
         named = [rank for rank in lost if rank in silent] or _lost_first(report, silent)
         return RankLost(named, _cause(report), logs)
     culprit = (culprits or found)[0]  # when each lost the others, all are there to tell: the first knows most
-    failed = RankFailed(
-        rank=culprit["rank"],
-        host=culprit["host"],
-        message=culprit["message"],
-        step=culprit["step"],
-        device=culprit["device"],
-        user_lines=culprit["user_lines"],
-        logs=[str(spec.traceback_file(culprit["rank"])), *_logs(spec, [culprit["rank"]]), *told],
-    )
-    failed.exit_code = culprit["exit_code"] or failed.exit_code
-    failed.is_transient = not culprits or culprit["transient"]
-    return failed
+    logs = [str(spec.traceback_file(culprit["rank"])), *_logs(spec, [culprit["rank"]]), *told]
+    return _explain(culprit, is_transient=not culprits, logs=logs)
 
 
 def _died_first(spec: GangSpec, silent: Sequence[int]) -> dict[str, Any] | None:

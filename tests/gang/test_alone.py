@@ -76,3 +76,16 @@ def test_what_needs_spark_says_so(folder: Path) -> None:
     ended = python(folder, ["-m", "sparktrain.cli", "run", "conf/tiny.yaml", "spark.master=none"])
     assert ended.returncode == 2
     assert "spark.master: none given; only `sparktrain train` works without Spark" in ended.stderr
+
+
+def test_an_error_names_rank_step_and_the_line_as_in_a_gang(folder: Path) -> None:
+    model = folder / "pipelines" / "tiny" / "model.py"
+    original = model.read_text()
+    model.write_text(original.replace("    def forward(self, batch", "    def forward(self, missing, batch"))
+    try:
+        ended = python(folder, [*TRAIN, "train.ranks=1"])
+    finally:
+        model.write_text(original)
+    assert ended.returncode == 4
+    assert "rank 0 on " in ended.stderr and "at step 1 failed: TypeError" in ended.stderr
+    assert "Traceback" not in ended.stderr
