@@ -168,7 +168,7 @@ class TrainConfig(Section):
     start_timeout_seconds: float = Field(120, gt=0, description="until every rank has met the others")
     collective_timeout_seconds: float = Field(600, gt=0, description="until a silent peer counts as lost")
     stall_timeout_seconds: float = Field(
-        600, gt=0, description="until a gang that does not come forward ends"
+        300, gt=0, description="until a gang that does not come forward ends"
     )
     max_restarts: int = Field(
         3, ge=0, description="in a row without a new checkpoint, after ranks or executors were lost"

@@ -379,13 +379,14 @@ class RankLost(SparktrainError, RuntimeError):
     exit_code = EXIT_INFRASTRUCTURE
     is_transient = True
 
-    def __init__(self, ranks: Sequence[int], detail: str, logs: Sequence[str] = ()) -> None:
+    def __init__(
+        self, ranks: Sequence[int], detail: str, logs: Sequence[str] = (), is_known: bool = False
+    ) -> None:
         who = ", ".join(map(str, ranks)) or "unknown"
-        text = (
-            f"The gang was lost: rank {who} ended without an error of its own ({detail}). "
-            "Usual causes: killed by the system for memory, an executor lost, a node gone. "
-            "Continue from the last checkpoint with resume=true."
-        )
+        text = f"The gang was lost: rank {who} ended without an error of its own ({detail}). "
+        if not is_known:
+            text += "Usual causes: killed by the system for memory, an executor lost, a node gone. "
+        text += "A training continues from its last checkpoint with resume=true."
         super().__init__(text + ("\nFull logs:\n" + bullet_list(logs) if logs else ""))
 
 
@@ -414,6 +415,43 @@ class GangNotStarted(SparktrainError, RuntimeError):
             f"Spark started {started} of {size} ranks within {seconds:g} s. Other jobs of this application, "
             "or another gang, hold the slots that are missing, or executors are gone; let them end first, or "
             "raise start_timeout_seconds."
+        )
+
+
+class ExecutorUnfit(SparktrainError, RuntimeError):
+    """Spark's Python on an executor can't run a rank at all."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, problem: str, log: str) -> None:
+        super().__init__(
+            f"An executor's Python can't run the ranks: {problem}. Way out: give every executor the driver's "
+            "environment (the same image or archive), and point PYSPARK_PYTHON to its Python; `sparktrain "
+            f"doctor` shows what differs. The whole stack is in {log}"
+        )
+
+
+class ValueUnreadable(SparktrainError, RuntimeError):
+    """What a rank returned can't be unpickled on the driver."""
+
+    exit_code = EXIT_TRAINING
+
+    def __init__(self, rank: int, reason: str) -> None:
+        super().__init__(
+            f"What rank {rank} returned can't be read on the driver ({reason}). Way out: return plain "
+            "values, tensors or arrays, or install here what their classes are defined in."
+        )
+
+
+class RunUnderWay(SparktrainError, RuntimeError):
+    """Another process of this host trains, or replays, the run that is to be resumed."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, run: str) -> None:
+        super().__init__(
+            f"The run {run} is under way in another process. Wait until it has ended, or stop it; without "
+            "resume=true a new run is started."
         )
 
 

@@ -10,12 +10,20 @@ import sys
 import sysconfig
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sparktrain
-from sparktrain.errors import AttemptExists, RankFailed, RankLost, SparktrainError, StepFailed
+from sparktrain.errors import (
+    AttemptExists,
+    ExecutorUnfit,
+    RankFailed,
+    RankLost,
+    SparkFailed,
+    SparktrainError,
+    StepFailed,
+)
 from sparktrain.gang.spec import GangSpec
 from sparktrain.gang.watch import ends_of
 from sparktrain.storage import commit_json
@@ -27,6 +35,10 @@ _PEER_LOST = re.compile(
     r"gloo\S*\.(cc|h):\d+\].*(connection (closed|reset|refused)|broken pipe|socket (closed|timeout)|"
     r"time[d]? ?out|connectFullMesh)|Gloo connectFullMesh failed",
     re.IGNORECASE | re.DOTALL,
+)
+# Why Spark's Python worker can run no rank.
+_UNFIT = re.compile(
+    r"^\s*(?:ModuleNotFoundError|ImportError): .+$|\[PYTHON_VERSION_MISMATCH\][^\n]*", re.MULTILINE
 )
 _PACKAGE = Path(sparktrain.__file__).parent
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
@@ -153,7 +165,9 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def diagnose(spec: GangSpec, report: str, lost: Sequence[int] = ()) -> SparktrainError:
+def diagnose(
+    spec: GangSpec, report: str, lost: Sequence[int] = (), answered: Collection[int] = ()
+) -> SparktrainError:
     """Explain why a gang failed.
 
     Args:
@@ -161,20 +175,30 @@ def diagnose(spec: GangSpec, report: str, lost: Sequence[int] = ()) -> Sparktrai
         lost: ranks whose processes are known to have died; else they are looked for in the guards' words,
             and in Spark's.
 
+        answered: ranks that gave a value.
+
     Returns:
-        `RankFailed` for the first rank that raised on its own account, else `RankLost`.
+        `ExecutorUnfit` if Spark's Python could run no rank at all, `SparkFailed` if all came to their end;
+        else `RankFailed` for the first rank that raised on its own account, else `RankLost`.
     """
     stack = spec.directory / "launcher-error.log"
     if report:
         stack.write_text(report, encoding="utf-8", errors="backslashreplace")
     found = sorted(_read_errors(spec), key=lambda e: e["time"])
-    silent = [rank for rank in range(spec.size) if rank not in {e["rank"] for e in found}]
+    spoke = {e["rank"] for e in found} | set(answered)
+    silent = [rank for rank in range(spec.size) if rank not in spoke]
     culprits = [e for e in found if not e["victim"]]
     told = [str(stack)] if report else []
+    if report and not found:
+        if (unfit := _UNFIT.search(report)) and not any(map(Path.exists, map(spec.start_file, silent))):
+            return ExecutorUnfit(unfit[0].strip(), str(stack))
+        ends = [end["status"] for end in ends_of(spec).values()]
+        if ends == ["exit code 0"] * spec.size:
+            return SparkFailed("The values of the ranks did not come back", _cause(report), str(stack))
     if silent and not culprits:
         logs = [*told, *_logs(spec, range(spec.size))]
-        if died := _died_first(spec, silent):
-            return RankLost([died["rank"]], _last_place(died), logs)
+        if died := _died_first(spec, silent, has_rows=not report):
+            return RankLost([died["rank"]], _last_place(died), logs, is_known=True)
         named = [rank for rank in lost if rank in silent] or _lost_first(report, silent)
         return RankLost(named, _cause(report), logs)
     culprit = (culprits or found)[0]  # when each lost the others, all are there to tell: the first knows most
@@ -182,12 +206,14 @@ def diagnose(spec: GangSpec, report: str, lost: Sequence[int] = ()) -> Sparktrai
     return _explain(culprit, is_transient=not culprits, logs=logs)
 
 
-def _died_first(spec: GangSpec, silent: Sequence[int]) -> dict[str, Any] | None:
-    """Of the ranks that said nothing, the first that ended by itself, and not because it was told to."""
+def _died_first(spec: GangSpec, silent: Sequence[int], has_rows: bool) -> dict[str, Any] | None:
+    """Of the ranks that said nothing, the first that ended by itself, and not because it was told to.
+
+    One that left by os._exit(0) is among them if none ended in a worse way, and if it surely gave no value.
+    """
     ends = [end for rank, end in ends_of(spec).items() if rank in silent and end["status"] is not None]
-    return min(
-        (end for end in ends if end["status"] != "exit code 0"), key=lambda end: end["time"], default=None
-    )
+    bad = [end for end in ends if end["status"] != "exit code 0"]
+    return min(bad or (ends if has_rows else []), key=lambda end: end["time"], default=None)
 
 
 def _last_place(end: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.utils import is_remote
 
 from sparktrain import versions
-from sparktrain.errors import SparktrainError
+from sparktrain.errors import SparktrainError, ValueUnreadable
 from sparktrain.gang.blame import attempt_directory, diagnose
 from sparktrain.gang.output import Tail
 from sparktrain.gang.pickling import pickle_call
@@ -107,6 +108,8 @@ class Gang:
             RankFailed: a rank raised; names the culprit, not those who lost their peer by it.
             RankLost: a rank vanished.
             GangStalled: no rank came forward.
+            ExecutorUnfit: Spark's Python there can't run the ranks.
+            ValueUnreadable: the driver lacks what a rank's value is made of.
         """
         payload = pickle_call(function, args)
         self.check()
@@ -127,27 +130,32 @@ class Gang:
         spec = GangSpec(directory=directory.resolve(), token=token, payload=payload, **self._options)
         spec.create_folders()
         function = partial(run_rank, spec=spec)
-        with Tail(spec.log_file(0), self._on_output or sys.stdout.write):
+        with Tail(spec.log_file(0), self._on_output or _to_stdout):
             stage = Stage(self._spark, function, ANSWER_SCHEMA, self._ranks, self._profile())
             try:
                 watch = Watch(spec, self._stall_timeout_seconds)
                 while not stage.ended.wait(_LOOK_SECONDS):
-                    watch.look()
+                    with suppress(OSError):  # the shared disk may be away for a moment
+                        watch.look()
             finally:
                 # Also when all goes well: it costs nothing, and no rank may outlive this call.
                 _end(stage, spec)
         if (failure := _failure(spec, stage)) is not None:
             raise failure
         answers = {int(row["rank"]): bytes(row["value"]) for row in stage.rows or ()}
-        return [cloudpickle.loads(answers[rank]) for rank in range(spec.size)]
+        return [_value(rank, answers[rank]) for rank in range(spec.size)]
 
 
 def _end(stage: Stage, spec: GangSpec) -> None:
     """Let no rank live on; those of a stage that succeeded are gone already."""
     if stage.rows is not None:
         return
-    spec.stop_file.touch()
-    if not stage.ended.wait(_STOP_SECONDS):
+    try:
+        spec.stop_file.touch()
+        patience = _STOP_SECONDS
+    except OSError:  # nobody will see it: the disk is full, or away
+        patience = 0.0
+    if not stage.ended.wait(patience):
         stage.cancel()
         stage.ended.wait(_CANCEL_SECONDS)
     if alive := wait_until_gone(spec):
@@ -157,9 +165,23 @@ def _end(stage: Stage, spec: GangSpec) -> None:
 def _failure(spec: GangSpec, stage: Stage) -> SparktrainError | None:
     if stage.error is not None:
         return diagnose(spec, "".join(traceback.format_exception(stage.error)))
-    answers = {int(row["rank"]): row["value"] for row in stage.rows or ()}
-    is_whole = len(answers) == spec.size and None not in answers.values()
-    return None if is_whole else diagnose(spec, "")
+    answered = {int(row["rank"]) for row in stage.rows or () if row["value"] is not None}
+    return None if len(answered) == spec.size else diagnose(spec, "", answered=answered)
+
+
+def _value(rank: int, answer: bytes) -> Any:
+    try:
+        return cloudpickle.loads(answer)
+    except Exception as error:
+        raise ValueUnreadable(rank, f"{type(error).__name__}: {error}") from error
+
+
+def _to_stdout(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def active_session() -> SparkSession:

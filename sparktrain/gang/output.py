@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+logger = logging.getLogger(__name__)
+
 _LOOK_SECONDS = 0.2
+_END_SECONDS = 5.0
 _CHUNK_BYTES = 1 << 16
 
 
@@ -38,12 +42,16 @@ class Tail:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ending.set()
-        self._thread.join()
+        self._thread.join(_END_SECONDS)  # a terminal may have been stopped
 
     def _follow(self) -> None:
-        while not self._ending.wait(_LOOK_SECONDS):
+        try:
+            while not self._ending.wait(_LOOK_SECONDS):
+                self._hand_on()
             self._hand_on()
-        self._hand_on()
+            self._show(self._decoder.decode(b"", final=True))
+        except Exception:
+            logger.exception("no more of %s is shown here", self._file)
 
     def _hand_on(self) -> None:
         try:

@@ -66,7 +66,7 @@ def call_in_process(function: Function, spec: GangSpec, world: World) -> bytes:
         os.close(answer)
         _, status = os.waitpid(guard, 0)
         shared.close()
-    if status:
+    if status or not value:  # whoever calls os._exit(0) leaves nothing
         raise RankEnded(world.rank, describe_status(status), str(spec.log_file(world.rank)))
     return value
 
@@ -83,14 +83,23 @@ def _wait_for_answer(answer: int, alive: int, spec: GangSpec, world: World, shar
                 return b"".join(chunks)
             chunks.append(chunk)
             continue
-        if spec.stop_file.exists():
+        if _is_there(spec.stop_file):
             raise RankEnded(world.rank, "stopped by the driver", str(spec.log_file(world.rank)))
-        if not has_dumped and spec.dump_file.exists():
+        if not has_dumped and _is_there(spec.dump_file):
             has_dumped = True
-            os.write(alive, b"d")
+            with suppress(OSError):  # the guard is about to end
+                os.write(alive, b"d")
         if (now := time.monotonic()) - told >= _BEAT_SECONDS:
             told = now
             _tell_pulse(spec.beat_file(world.rank), shared)
+
+
+def _is_there(file: Path) -> bool:
+    """Whether the driver has left this file; not, where the shared disk does not answer now."""
+    try:
+        return file.exists()
+    except OSError:
+        return False
 
 
 def _tell_pulse(file: Path, shared: Pulse) -> None:
@@ -134,7 +143,8 @@ def _guard(
     with suppress(OSError):
         os.setpgid(rank, rank)  # here and in the rank, whichever comes first
     place = {"rank": world.rank, "host": socket.gethostname(), "pid": rank, "device": world.device}
-    commit_json(spec.start_file(world.rank), {**place, "time": time.time()})
+    with suppress(OSError):  # the disk is no reason to end a rank
+        commit_json(spec.start_file(world.rank), {**place, "time": time.time()})
     status = _wait_for_end(rank, life, woken)
     with suppress(OSError):
         os.killpg(rank, signal.SIGKILL)  # what the rank has started and left behind
@@ -144,7 +154,8 @@ def _guard(
     if status is None:
         _, status = os.waitpid(rank, 0)
     _kill_children()
-    commit_json(spec.end_file(world.rank), {**place, **how, "time": time.time()})
+    with suppress(OSError):
+        commit_json(spec.end_file(world.rank), {**place, **how, "time": time.time()})
     _end_like(status)
 
 
@@ -211,7 +222,10 @@ def _be_rank(function: Function, spec: GangSpec, world: World, answers: int, sha
     faulthandler.register(_DUMP_SIGNAL, file=stacks, all_threads=True)
     faulthandler.enable()  # a crash in a library leaves its stack in the log
     pulse.become(shared)
+    this = os.getpid()
     value = memoryview(function())
+    if os.getpid() != this:  # a child that the user's code has forked, and that came back from it
+        os._exit(0)
     while value:
         value = value[os.write(answers, value) :]
 

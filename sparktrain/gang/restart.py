@@ -11,7 +11,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from sparktrain.config import TrainConfig
-from sparktrain.errors import RestartsExhausted, SparktrainError
+from sparktrain.errors import GangNotStarted, NotEnoughSlots, RestartsExhausted, SparktrainError
 from sparktrain.gang.launch import Gang
 from sparktrain.gang.rank import RunSpec, train_rank
 from sparktrain.gang.slots import num_slots, profile_of_rank
@@ -72,7 +72,9 @@ class Attempts:
                 outcome: dict[str, Any] = self._gang().run(train_rank, spec)[0]
                 return outcome
             except SparktrainError as error:
-                if not error.is_transient or not self._config.max_restarts:
+                # Slots that were there once may come back; at the first attempt they are too few for good.
+                is_away = failures > 0 and isinstance(error, NotEnoughSlots | GangNotStarted)
+                if not (error.is_transient or is_away) or not self._config.max_restarts:
                     raise
                 saved = newest_valid(spec.checkpoints or self._run.checkpoints)
                 step = saved.step if saved else 0

@@ -36,6 +36,9 @@ class Stage:
         self.rows: list[Row] | None = None
         self.error: Exception | None = None
         self._spark, self._tag = spark, f"sparktrain-gang-{secrets.token_hex(4)}"
+        # Job group, pool and the like belong to a thread; the stage's shall have those of the caller.
+        self._context = context_of(spark)
+        self._properties = self._context and self._context._jsc.sc().getLocalProperties().clone()
         # range() has as many partitions as ranks: a repartitioned frame can leave one empty, or fold them.
         one_row_each = spark.range(0, num_tasks, 1, num_tasks)
         options = {"profile": profile} if profile is not None else {}  # Spark 3.5 does not know the word
@@ -44,8 +47,9 @@ class Stage:
 
     def _run(self) -> None:
         try:
-            if (context := context_of(self._spark)) is not None:
-                context.addJobTag(self._tag)
+            if self._context is not None:
+                self._context._jsc.sc().setLocalProperties(self._properties)
+                self._context.addJobTag(self._tag)
             else:
                 self._spark.addTag(self._tag)
             self.rows = self._frame.collect()
@@ -57,8 +61,8 @@ class Stage:
     def cancel(self) -> None:
         """Ask Spark to end the stage; it may be dead, or at its end, already."""
         with suppress(Exception):
-            if (context := context_of(self._spark)) is not None:
-                context.cancelJobsWithTag(self._tag)
+            if self._context is not None:
+                self._context.cancelJobsWithTag(self._tag)
             else:
                 self._spark.interruptTag(self._tag)
 

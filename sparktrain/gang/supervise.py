@@ -19,6 +19,7 @@ from sparktrain.errors import (
     NotPublished,
     PipelineFailed,
     ResumeRefused,
+    RunUnderWay,
     SparktrainError,
 )
 from sparktrain.faults import FaultPlan
@@ -124,6 +125,25 @@ def train(
     else:
         check_processes(config.train)
     run, saved = _run_directory(dataset, config)
+    with run.only_reporter() as alone:
+        if not alone:
+            raise RunUnderWay(str(run.path))
+        return _lead(run, saved, session, dataset, task, config, model, started, on_event, on_output)
+
+
+def _lead(
+    run: RunDirectory,
+    saved: Checkpoint | None,
+    session: SparkSession | None,
+    dataset: Dataset,
+    task: TrainTask,
+    config: Config,
+    model: nn.Module,
+    started: float,
+    on_event: Callable[[Mapping[str, Any]], None] | None,
+    on_output: Callable[[str], object] | None,
+) -> TrainResult:
+    """Train in the run's directory, from `saved` on, through all attempts; publish what comes out."""
     checkpoints = run.checkpoints_in(config.storage.checkpoints)
     check_writable(checkpoints)
     faults = FaultPlan.from_environment(run.faults)
@@ -279,8 +299,7 @@ def _ending(
 ) -> Iterator[None]:
     """However the run fails, leave its result and its status behind."""
     try:
-        with run.only_reporter():
-            yield
+        yield
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit)
         status = "killed" if killed else "failed"

@@ -63,7 +63,8 @@ class Watch:
             raise GangNotStarted(self._spec.size, num_started, limit)
 
     def _expect_progress(self, limit: float) -> None:
-        beats = {rank: beat["beats"] for rank, beat in beats_of(self._spec).items()}
+        # A pulse that can't be read now, because it is being written, is no news.
+        beats = self._beats | {rank: beat["beats"] for rank, beat in beats_of(self._spec).items()}
         if beats != self._beats:
             self._beats, self._moved = beats, time.monotonic()
         elif (seconds := time.monotonic() - self._moved) > limit:

@@ -88,12 +88,12 @@ class EventWriter:
     def _write_segment(self) -> None:
         if not self._buffer:
             return
-        if self._next_attempt.exists():  # a rank that nobody could end would else be heard in its stead
-            self._buffer.clear()
-            return
         self._flushed = self._clock()
         content = "".join(json.dumps(_encode(event), allow_nan=False) + "\n" for event in self._buffer)
         try:
+            if self._next_attempt.exists():  # a rank that nobody could end would else be heard in its stead
+                self._buffer.clear()
+                return
             commit_bytes(self._directory / f"{self._prefix}{self._number:06d}.jsonl", content.encode())
         except OSError as error:
             _log.warning("can't write events to %s, trying again: %s", self._directory, error)
