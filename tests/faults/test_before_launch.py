@@ -40,14 +40,31 @@ SLOTS = """
 """
 
 ON_THEIR_WAY = """
-    import json
+    import json, os, signal, time
+    from pathlib import Path
 
     from sparktrain.gang import Gang
     from sparktrain.gang.slots import num_slots
     from sparktrain.testing import spark_session
 
+    def executors():
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                ours = os.environ["THIS_TEST"] in (folder / "environ").read_text()
+                if ours and "CoarseGrainedExecutorBackend" in (folder / "cmdline").read_text():
+                    found.append(int(folder.name))
+            except OSError:
+                continue
+        return found
+
+    os.environ["THIS_TEST"] = str(time.time_ns())
     with spark_session("local-cluster[2,1,1024]") as spark:
-        before = num_slots(spark)
+        Gang(spark, ranks=2, directory="first").run(abs, -1)  # both are there
+        os.kill(executors()[0], signal.SIGKILL)  # Spark starts another one, which takes it seconds
+        deadline = time.monotonic() + 20
+        while (before := num_slots(spark)) == 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
         values = Gang(spark, ranks=2, directory="gang").run(abs, -1)
         print(json.dumps({"before": before, "values": values}))
 """

@@ -27,18 +27,12 @@ from sparktrain.errors import NotPublished, RankFailed, TrackingUnavailable
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.events import EventReader
 from sparktrain.runs.replay import replay
-from sparktrain.testing import spark_session, write_tiny_dataset
+from sparktrain.testing import write_tiny_dataset
 from tests.fixtures.command import ROOT, Workplace
 from tests.fixtures.mlflow_server import MlflowServer
 from tests.fixtures.paused_task import paused_package, paused_task
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def spark() -> Iterator[SparkSession]:
-    with spark_session() as session:
-        yield session
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,12 @@ from pyspark.sql import SparkSession
 import sparktrain
 from sparktrain.config import Config, parse_config
 from sparktrain.dataset import Dataset
-from sparktrain.errors import EXIT_CONFIG, RankFailed, ResumeRefused
-from sparktrain.testing import spark_session, write_tiny_dataset
+from sparktrain.errors import EXIT_CONFIG, RankFailed, ResumeRefused, RunUnderWay
+from sparktrain.runs.directory import RunDirectory
+from sparktrain.testing import write_tiny_dataset
 from tests.fixtures.paused_task import paused_package, paused_task
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(240)]
-
-
-@pytest.fixture(scope="module")
-def spark() -> Iterator[SparkSession]:
-    with spark_session() as session:
-        yield session
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,6 +81,18 @@ def test_another_dataset_is_refused_by_its_fingerprint(
         sparktrain.train(other, paused_task(), config(failed), spark=spark)
     assert f"dataset: the run has '{dataset.fingerprint}', now '{other.fingerprint}'" in str(refused.value)
     check_untouched(failed)
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(
+    spark: SparkSession, dataset: Dataset, failed: Path
+) -> None:
+    [run] = (failed / "runs").iterdir()
+    before = (run / "result.json").read_bytes()
+    with RunDirectory(run).only_reporter() as alone, pytest.raises(RunUnderWay, match="in another process"):
+        assert alone
+        sparktrain.train(dataset, paused_task(), config(failed), spark=spark)
+    check_untouched(failed)
+    assert (run / "result.json").read_bytes() == before
 
 
 def check_untouched(root: Path) -> None:

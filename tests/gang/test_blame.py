@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 import sparktrain
-from sparktrain.errors import NonFiniteLoss, RankFailed, RankLost, StepFailed
+from sparktrain.errors import ExecutorUnfit, NonFiniteLoss, RankFailed, RankLost, SparkFailed, StepFailed
 from sparktrain.gang.blame import diagnose, is_own_file, is_victim, user_lines, write_error
 from sparktrain.gang.spec import GangSpec
 from sparktrain.world import World
@@ -122,6 +123,42 @@ def test_ranks_that_all_lost_each_other_are_a_failure_of_the_first(tmp_path: Pat
 def test_without_any_trace_all_ranks_are_lost_and_a_reason_is_given(tmp_path: Path) -> None:
     assert "rank 0, 1, 2 ended" in str(diagnose(spec_in(tmp_path), ""))
     assert "(Spark gave no reason)" in str(diagnose(spec_in(tmp_path), ""))
+
+
+UNFIT = """org.apache.spark.SparkException: Could not recover from a failed barrier ResultStage.
+org.apache.spark.api.python.PythonException: Traceback (most recent call last):
+  File "/opt/worker.py", line 3, in main
+ModuleNotFoundError: No module named 'pyarrow'
+
+\tat org.apache.spark.api.python"""
+
+
+def test_an_executor_that_can_run_no_rank_is_not_taken_for_a_lost_one(tmp_path: Path) -> None:
+    found = diagnose(spec_in(tmp_path), UNFIT)
+    assert isinstance(found, ExecutorUnfit) and not found.is_transient
+    assert "No module named 'pyarrow'" in str(found) and "tat org" not in str(found)
+
+
+def end(spec: GangSpec, rank: int, status: str) -> None:
+    told = {"rank": rank, "host": "h", "pid": 7, "status": status, "step": None, "time": float(rank)}
+    spec.end_file(rank).write_text(json.dumps(told))
+
+
+def test_values_that_spark_did_not_bring_are_no_loss_of_ranks(tmp_path: Path) -> None:
+    spec = spec_in(tmp_path, size=2)
+    for rank in range(2):
+        end(spec, rank, "exit code 0")
+    found = diagnose(spec, "Caused by: java.lang.Exception: bigger than spark.driver.maxResultSize")
+    assert isinstance(found, SparkFailed) and not found.is_transient
+    assert "bigger than spark.driver.maxResultSize" in str(found)
+
+
+def test_who_leaves_without_a_value_is_named_and_who_gave_one_is_not(tmp_path: Path) -> None:
+    spec = spec_in(tmp_path, size=2)
+    for rank in range(2):
+        end(spec, rank, "exit code 0")
+    found = diagnose(spec, "", answered={0})
+    assert "rank 1 ended without an error of its own (process 7 on h: exit code 0)" in str(found)
 
 
 def test_the_step_and_the_exit_code_come_along(tmp_path: Path) -> None:

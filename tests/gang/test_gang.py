@@ -32,6 +32,7 @@ from sparktrain.errors import (
     NotPicklable,
     RankFailed,
     RankLost,
+    ValueUnreadable,
 )
 from sparktrain.gang import Gang
 from sparktrain.gang.blame import diagnose
@@ -258,6 +259,50 @@ def exit_one() -> None:
     if dist.get_rank() == 1:
         sys.exit(0)
     dist.barrier()
+
+
+@spark_test
+def test_ranks_that_leave_without_a_value_are_lost(spark: SparkSession) -> None:
+    with pytest.raises(RankLost, match=r"process \d+ on \S+: exit code 0"):
+        Gang(spark, ranks=1).run(os._exit, 0)
+
+
+@spark_test
+def test_who_shows_the_output_can_neither_fail_nor_stop_a_gang(spark: SparkSession) -> None:
+    def show(text: str) -> None:
+        raise OSError("the terminal is gone")
+
+    assert Gang(spark, ranks=2, on_output=show).run(print_wildly) == ["done", "done"]
+
+
+@spark_test
+def test_a_value_that_the_driver_cannot_read_is_told(spark: SparkSession) -> None:
+    with pytest.raises(
+        ValueUnreadable, match=r"rank 0 returned can't be read on the driver \(ModuleNotFound"
+    ):
+        Gang(spark, ranks=1).run(value_of_a_module_of_its_own)
+
+
+def value_of_a_module_of_its_own() -> object:
+    import types
+
+    module = types.ModuleType("only_here")
+    exec("class Value: pass", module.__dict__)
+    sys.modules["only_here"] = module
+    return module.Value()
+
+
+@spark_test
+def test_ranks_end_also_where_the_wish_that_they_do_cannot_be_written(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GangSpec, "stop_file", property(lambda spec: spec.directory / "no folder" / "stop"))
+    interrupt = threading.Timer(6, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        Gang(spark, ranks=2, directory=tmp_path / "gang").run(time.sleep, 600)
+    ended = [tmp_path / "gang" / "ranks" / f"rank-{rank:03d}-ended.json" for rank in range(2)]
+    assert all(file.exists() for file in ended), "ranks live on"
 
 
 @spark_test
