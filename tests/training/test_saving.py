@@ -132,7 +132,9 @@ def test_an_error_in_the_background_reaches_the_loop(
 ) -> None:
     class Filling(TinyTask):
         def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-            disk.is_full = disk.is_full or (outputs.requires_grad and loop.step + 1 == full_from)
+            if outputs.requires_grad and loop.step + 1 == full_from:
+                loop.saver.wait()  # the save before this one is to be whole
+                disk.is_full = True
             return super().loss(outputs, target)
 
     loop = Loop(Filling(), dataset, ASYNC, World(), tmp_path, lambda event: None)
@@ -151,8 +153,9 @@ def test_an_unsaved_best_does_not_count_as_the_best(dataset: Dataset, tmp_path: 
 
     class Filling(TinyTask):
         def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-            if outputs.requires_grad:
-                disk.is_full = 20 <= loop.step < 40  # the second epoch's save, that is
+            if outputs.requires_grad and loop.step in (20, 40):
+                loop.saver.wait()  # its outcome is to be the disk's of its own epoch
+                disk.is_full = loop.step == 20  # for the second epoch's save, that is
             return super().loss(outputs, target)
 
     events: list[dict[str, Any]] = []
