@@ -12,7 +12,7 @@ from sparktrain.gang.supervise import TrainResult
 from sparktrain.stages import prepare_stage, train_stage
 from tests.fixtures.command import ROOT
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
