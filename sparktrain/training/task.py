@@ -14,6 +14,7 @@ from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryAvera
 from torchmetrics.functional.classification import multiclass_auroc
 from torchmetrics.utilities import dim_zero_cat
 
+from sparktrain.dataset import Dataset
 from sparktrain.features import FittedFeatures
 
 Batch = Mapping[str, Tensor]
@@ -52,6 +53,13 @@ class TrainTask(ABC):
 
         A tensor of shape [rows, ...], or a dict of such for several targets.
         """
+
+    def reference(self, dataset: Dataset) -> Mapping[str, float]:
+        """Metrics of something simple on the test split, fitted on the train split, to compare with.
+
+        Called on the driver after the training, with `train.reference: task`; nothing unless overridden.
+        """
+        return {}
 
     @abstractmethod
     def metrics(self) -> dict[str, Metric]:
