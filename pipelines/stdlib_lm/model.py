@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional
 from torchmetrics import Metric
 
 from pipelines.stdlib_lm import ngram
+from sparktrain.config import TrainConfig
 from sparktrain.dataset import Dataset
 from sparktrain.features import FittedFeatures
 from sparktrain.training.task import Batch, TrainTask
@@ -26,7 +28,7 @@ class Task(TrainTask):
     """Predicts each byte from those before it, of the same file and the same block.
 
     Attributes:
-        width: of the vector at each position.
+        width: of the vector at each position; a multiple of NUM_CONTEXTS.
         num_blocks: of attention and perceptron, one after the other.
         num_heads: of the attention; width / num_heads is even.
     """
@@ -38,12 +40,23 @@ class Task(TrainTask):
     def build_model(self, features: FittedFeatures) -> nn.Module:
         return ByteTransformer(self.width, self.num_blocks, self.num_heads)
 
+    def optimizers(self, model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+        """AdamW, with larger steps for the embeddings: most of their rows are seen only now and then."""
+        assert isinstance(model, ByteTransformer)
+        tables = list(model.embeddings.parameters())
+        others = [p for p in model.parameters() if not any(p is table for table in tables)]
+        groups: list[dict[str, Any]] = [
+            {"params": others, "weight_decay": config.weight_decay},
+            {"params": tables, "lr": 10 * config.learning_rate, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99))
+
     def loss(self, outputs: Tensor, target: object) -> Tensor:
         """Nats per byte of each block, shape [rows]."""
         return outputs[:, 0] / outputs[:, 1]
 
     def predict(self, outputs: Tensor) -> Tensor:
-        """Bits and bytes of each block, shape [rows, 2]: what a metric needs, instead of every byte's odds."""
+        """Bits and bytes of each block, shape [rows, 2]: all that a metric needs, so nothing large is kept."""
         return outputs / outputs.new_tensor([math.log(2), 1.0])
 
     def metrics(self) -> dict[str, Metric]:
@@ -77,13 +90,15 @@ class ByteTransformer(nn.Module):
     def __init__(self, width: int, num_blocks: int, num_heads: int) -> None:
         super().__init__()
         part = width // NUM_CONTEXTS
+        self.head_size = width // num_heads
         self.embeddings = nn.ModuleList(nn.Embedding(NUM_ROWS, part) for _ in range(NUM_CONTEXTS))
         self.blocks = nn.ModuleList(Block(width, num_heads) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width)
         self.logits_of = nn.Linear(width, NUM_SYMBOLS)
         for embedding in self.embeddings:
             nn.init.normal_(embedding.weight, std=0.1)
-        nn.init.zeros_(self.logits_of.weight)  # every symbol is as likely as any other at first
+        for parameter in self.logits_of.parameters():  # every symbol is as likely as any other at first
+            nn.init.zeros_(parameter)
 
     def forward(self, batch: Batch) -> Tensor:
         symbols, document = batch["source"].long(), batch["source_document"]  # [rows, block_size]
@@ -100,7 +115,7 @@ class ByteTransformer(nn.Module):
             parts.append(embedding(context % NUM_ROWS))
         x = torch.cat(parts, dim=2)
         mask = visible(document)
-        turns = rotation(symbols.shape[1], self.blocks[0].head_size, symbols.device)
+        turns = rotation(symbols.shape[1], self.head_size, symbols.device)
         for block in self.blocks:
             x = block(x, mask, turns)
         return self.logits_of(self.norm(x))
