@@ -56,7 +56,7 @@ class Task(TrainTask):
         return outputs[:, 0] / outputs[:, 1]
 
     def predict(self, outputs: Tensor) -> Tensor:
-        """Bits and bytes of each block, shape [rows, 2]: all that a metric needs, so nothing large is kept."""
+        """Bits and bytes of each block, shape [rows, 2]: all that a metric needs, and little to keep."""
         return outputs / outputs.new_tensor([math.log(2), 1.0])
 
     def metrics(self) -> dict[str, Metric]:
