@@ -34,7 +34,7 @@ class Task(TrainTask):
     """
 
     width: int = 128
-    num_blocks: int = 4
+    num_blocks: int = 3
     num_heads: int = 4
 
     def build_model(self, features: FittedFeatures) -> nn.Module:
@@ -53,7 +53,7 @@ class Task(TrainTask):
 
     def loss(self, outputs: Tensor, target: object) -> Tensor:
         """Nats per byte of each block, shape [rows]."""
-        return outputs[:, 0] / outputs[:, 1]
+        return outputs[:, 0] / outputs[:, 1].clamp(min=1.0)  # a block that could not be read has none
 
     def predict(self, outputs: Tensor) -> Tensor:
         """Bits and bytes of each block, shape [rows, 2]: all that a metric needs, and little to keep."""
@@ -118,7 +118,8 @@ class ByteTransformer(nn.Module):
         turns = rotation(symbols.shape[1], self.head_size, symbols.device)
         for block in self.blocks:
             x = block(x, mask, turns)
-        return self.logits_of(self.norm(x))
+        found: Tensor = self.logits_of(self.norm(x))
+        return found
 
 
 class Block(nn.Module):
