@@ -18,7 +18,7 @@ from pipelines.stdlib_lm.model import BitsPerByte, ByteTransformer, Task
 from pipelines.stdlib_lm.ngram import NGram, with_contexts
 from sparktrain.config import Config, load_config
 from sparktrain.dataset import Dataset, open_dataset
-from sparktrain.training.checkpoint import open_checkpoint
+from sparktrain.training.checkpoint import newest_valid
 from sparktrain.training.checkpoint_state import load_weights
 from tests.fixtures.command import ROOT
 
@@ -136,6 +136,7 @@ def test_modules_are_the_librarys_own_sources(tmp_path: Path) -> None:
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     root = tmp_path_factory.mktemp("lm")
     small = ["train.global_batch_size=16", "train.num_lanes=4", "train.epochs=1", "prepare.num_parts=2"]
+    small += ["prepare.split.validation=0.2", "prepare.split.test=0.2"]
     small += ["train.model={width: 32, num_blocks: 1, num_heads: 2}", "train.learning_rate=0.01"]
     return load_config(CONF, [f"storage.root={root}", *small])
 
@@ -194,9 +195,11 @@ def test_a_gang_learns_and_its_bits_per_byte_are_exact(
     assert losses[-1] < 0.8 * losses[0] < 0.8 * math.log(257)
 
     run = Path(result.run_dir)
+    assert not list(run.glob("predictions/*")), "of a block there is nothing to keep"
     model = task.build_model(dataset.features)
-    [best] = run.glob("checkpoints/*")
-    load_weights(open_checkpoint(best), model)
+    saved = newest_valid(run / "checkpoints")
+    assert saved is not None and saved.step == result.steps, "the only one, at the end of the only epoch"
+    load_weights(saved, model)
     symbols, document = data_blocks(dataset, "test")
     with torch.inference_mode():
         outputs = model({"source": torch.tensor(symbols), "source_document": torch.tensor(document)})
