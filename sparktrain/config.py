@@ -263,7 +263,10 @@ class TrainConfig(Section):
     allow_plaintext_collectives: bool = Field(
         False, description="let ranks talk unencrypted although Spark encrypts its network"
     )
-    reference: Literal["logistic_regression", "none"] = "logistic_regression"
+    reference: Literal["logistic_regression", "task", "none"] = Field(
+        "logistic_regression",
+        description="fitted on the same rows, to compare with; task: by the Task's own `reference`",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -71,12 +71,9 @@ class Outcome:
         """Take what `train_rank` returned, fit the reference to compare with; MLflow is not needed."""
         metrics: dict[str, float] = dict(trained["metrics"])
         is_binary = dataset.features.has_binary_target
-        if is_binary and config.train.reference == "logistic_regression" and dataset.num_rows("test"):
-            logger.info("fitting the logistic regression to compare with")
-            found = logistic_regression_reference(dataset)
-            metrics |= {
-                f"reference/{'loss' if name == 'log_loss' else name}": value for name, value in found.items()
-            }
+        if dataset.num_rows("test"):
+            found = _reference(dataset, task, config.train.reference)
+            metrics |= {f"reference/{name}": float(value) for name, value in found.items()}
         has_arguments = is_binary and dataclasses.is_dataclass(task)
         arguments = dataclasses.asdict(task) if has_arguments else {}  # type: ignore[call-overload]
         pipeline = type(task).__module__.rpartition(".")[0]
@@ -97,6 +94,21 @@ class Outcome:
     def checkpoint(self, run: RunDirectory) -> AnyPath:
         """The best one's directory."""
         return run.checkpoints_in(self.checkpoints) / self.best
+
+
+def _reference(dataset: Dataset, task: TrainTask, wanted: str) -> Mapping[str, float]:
+    """Metrics of what to compare with, named as the model's own."""
+    if wanted == "task":
+        try:
+            return task.reference(dataset)
+        except Exception:  # the training is done, and worth more than what it is compared with
+            logger.exception("no reference: the Task's own failed")
+            return {}
+    if wanted == "none" or not dataset.features.has_binary_target:
+        return {}
+    logger.info("fitting the logistic regression to compare with")
+    found = logistic_regression_reference(dataset)
+    return {"loss" if name == "log_loss" else name: value for name, value in found.items()}
 
 
 @dataclass(frozen=True)

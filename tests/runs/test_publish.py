@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sparktrain.dataset import open_dataset
+from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.dataset.card import CARD_PAGE
 from sparktrain.errors import RankLost
 from sparktrain.gang.rank import RunSpec, train_rank
@@ -69,6 +69,32 @@ def test_a_model_that_gives_no_probability_is_not_registered(
     assert rows.column_names == ["row_id", "prediction", "target"]
     assert rows.schema.field("prediction").type == prediction
     assert sorted(rows["row_id"].to_pylist()) == list(range(84, 114))
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedTask(TinyRegression):
+    """Brings a reference of its own, which fails where there is nothing to divide by."""
+
+    rows: int = 2
+
+    def reference(self, dataset: Dataset) -> dict[str, float]:
+        return {"r2": dataset.num_rows("test") / self.rows}
+
+
+def test_a_task_brings_its_own_reference_and_one_that_fails_costs_no_run(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = write_tiny_dataset(tmp_path / "tiny", 64, test_rows=30, target_kinds=["regression"])
+    trained = {"steps": 1, "metrics": {"test/r2": 0.5}, "best": "step-1"}
+
+    def metrics(task: ComparedTask, reference: str) -> dict[str, float]:
+        config = tiny_config(root, train={"best_metric": "r2", "reference": reference})
+        return dict(Outcome.of(trained, dataset, task, config).metrics)
+
+    assert metrics(ComparedTask(), "task") == {"test/r2": 0.5, "reference/r2": 15.0}
+    assert metrics(ComparedTask(), "none") == metrics(ComparedTask(), "logistic_regression")
+    assert metrics(ComparedTask(), "none") == {"test/r2": 0.5} == metrics(ComparedTask(rows=0), "task")
+    assert "no reference: the Task's own failed" in caplog.text and "ZeroDivisionError" in caplog.text
 
 
 def test_ranks_train_on_a_dataset_in_an_object_store(
