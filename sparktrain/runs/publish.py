@@ -6,31 +6,25 @@ import dataclasses
 import logging
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from sparktrain.config import Config
 from sparktrain.dataset import Dataset
 from sparktrain.dataset.card import CARD_FILE, CARD_PAGE
 from sparktrain.errors import TrackingUnavailable
+from sparktrain.features import FittedTarget
 from sparktrain.runs.connection import reason_of
 from sparktrain.runs.directory import RunDirectory
+from sparktrain.runs.evaluation_plots import evaluation_figures
+from sparktrain.runs.evaluation_table import log_evaluation_table
 from sparktrain.runs.events import EventReader
 from sparktrain.runs.follow import deliver_all
 from sparktrain.runs.late import LateTracker
-from sparktrain.runs.plots import (
-    calibration_figure,
-    curves_from,
-    loss_figure,
-    precision_recall_figure,
-    roc_figure,
-)
+from sparktrain.runs.plots import curves_from, loss_figure
 from sparktrain.runs.reference import logistic_regression_reference
 from sparktrain.runs.registry import CHECKPOINT_TAG, WEIGHTS_FILE, log_model, registered_already
 from sparktrain.runs.tracking import Tracker
@@ -138,7 +132,7 @@ def publish(run: RunDirectory, tracker: Tracker, dataset: Dataset, outcome: Outc
     """Log plots and final metrics, register the best checkpoint's model; what is there already stays.
 
     Scoring gives one probability a row: with other targets than a single binary one, no model is registered,
-    and there are neither a reference nor plots of predictions.
+    and there is no reference.
 
     Returns:
         The URI of the registered version, or None.
@@ -147,7 +141,8 @@ def publish(run: RunDirectory, tracker: Tracker, dataset: Dataset, outcome: Outc
     final = {name: v for name, v in outcome.metrics.items() if not name.startswith("validation/")}
     if final:
         tracker.log_metrics(outcome.steps, final)
-    _log_figures(run, tracker, is_binary)
+    _log_figures(run, tracker, dataset.features.targets)
+    log_evaluation_table(tracker, outcome.metrics)
     log_card(tracker, dataset)
     if not is_binary:
         logger.warning(
@@ -195,15 +190,9 @@ def _log_remote(tracker: Tracker, path: RemotePath, name: str) -> None:
         tracker.log_file(copy, "dataset")
 
 
-def _log_figures(run: RunDirectory, tracker: Tracker, is_binary: bool) -> None:
+def _log_figures(run: RunDirectory, tracker: Tracker, targets: Sequence[FittedTarget]) -> None:
     curves = curves_from(EventReader(run.events).poll())
     figures = {"loss": loss_figure(curves.get("train/loss", []), curves.get("validation/loss", []))}
-    predictions = sorted(run.predictions.glob("test-rank-*.parquet"))
-    if predictions and is_binary:
-        rows = pa.concat_tables([pq.read_table(file) for file in predictions])
-        target, probability = rows["target"].to_numpy(), rows["probability"].to_numpy()
-        figures["roc"] = roc_figure(target, probability)
-        figures["precision_recall"] = precision_recall_figure(target, probability)
-        figures["calibration"] = calibration_figure(target, probability)
+    figures |= evaluation_figures(sorted(run.predictions.glob("test-rank-*.parquet")), targets)
     for name, figure in figures.items():
         tracker.log_figure(figure, f"plots/{name}.png")

@@ -217,6 +217,12 @@ class Tracker:
         with _calls():
             self.client.log_dict(self.run_id, dict(value), name)
 
+    def log_table(self, columns: Mapping[str, Sequence[object]], name: str) -> None:
+        """Store a table, which MLflow's page shows as one; what is there already stays as it is."""
+        with _calls():
+            if not any(file.path == name for file in self.client.list_artifacts(self.run_id)):
+                self.client.log_table(self.run_id, dict(columns), name)
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 

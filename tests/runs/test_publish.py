@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,10 +32,16 @@ pytestmark = pytest.mark.ranks
 
 
 @pytest.mark.parametrize(
-    ("kind", "task", "metric", "prediction"),
+    ("kind", "task", "metric", "prediction", "plots"),
     [
-        ("multiclass", TinyMulticlass(), "accuracy", pa.list_(pa.float32(), 3)),
-        ("regression", TinyRegression(), "r2", pa.float32()),
+        (
+            "multiclass",
+            TinyMulticlass(),
+            "accuracy",
+            pa.list_(pa.float32(), 3),
+            ["calibration", "confusion", "loss", "roc"],
+        ),
+        ("regression", TinyRegression(), "r2", pa.float32(), ["loss", "predicted_observed", "residuals"]),
     ],
 )
 def test_a_model_that_gives_no_probability_is_not_registered(
@@ -44,6 +52,7 @@ def test_a_model_that_gives_no_probability_is_not_registered(
     task: Any,
     metric: str,
     prediction: pa.DataType,
+    plots: Sequence[str],
 ) -> None:
     dataset = write_tiny_dataset(tmp_path / "tiny", 64, validation_rows=20, test_rows=30, target_kinds=[kind])
     config = tiny_config(root, train={"best_metric": metric})
@@ -63,7 +72,12 @@ def test_a_model_that_gives_no_probability_is_not_registered(
     )
     assert not any(name.startswith("reference/") for name in metrics)
     assert f"test/{metric}" in metrics
-    assert names(tracker, "plots") == ["plots/loss.png"]
+    assert names(tracker, "plots") == [f"plots/{name}.png" for name in plots]
+    found_run = tracker.client.get_run(tracker.run_id)
+    assert "evaluation.json" in found_run.data.tags["mlflow.loggedArtifacts"], "MLflow shows it as a table"
+    table = json.loads(mlflow.artifacts.load_text(f"{found_run.info.artifact_uri}/evaluation.json"))
+    assert table["columns"] == ["metric", "validation", "test"]
+    assert {row[0]: row[2] for row in table["data"]}[metric] == pytest.approx(metrics[f"test/{metric}"])
     assert not tracker.client.search_registered_models()
     rows = pa.concat_tables([pq.read_table(file) for file in sorted(run.predictions.iterdir())])
     assert rows.column_names == ["row_id", "prediction", "target"]
