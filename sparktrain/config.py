@@ -207,8 +207,14 @@ class TrackingConfig(Section):
     """The MLflow side of a run."""
 
     uri: str | None = Field(None, description="empty: MLFLOW_TRACKING_URI, else SQLite under storage.root")
-    experiment: str | None = Field(None, description="empty: the pipeline's name")
+    experiment: str | None = Field(None, description="empty: the parent run's, else the pipeline's name")
+    parent_run_id: str | None = Field(
+        None, min_length=1, description="of an MLflow run that this one is to be shown under, of a sweep say"
+    )
     registered_model: str | None = Field(None, description="empty: the pipeline's name")
+    system_metrics_seconds: float | None = Field(
+        10.0, ge=1.0, description="between two looks at each host's CPU, memory and network; empty: none"
+    )
     required: bool = Field(
         True, description="false: training goes on while MLflow is away; `sparktrain replay` delivers later"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sparktrain.dataset import open_dataset
 from sparktrain.faults import FaultPlan
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.events import EventWriter
+from sparktrain.runs.host_metrics import HostMetrics
 from sparktrain.storage import AnyPath
 from sparktrain.training.checkpoint import open_checkpoint
 from sparktrain.training.loop import Loop
@@ -37,6 +39,7 @@ class RunSpec:
         data: how the dataset is read.
         checkpoints: where they lie; None: in the run's directory.
         faults: what is to go wrong, in tests.
+        system_metrics_seconds: between two looks at a host's CPU and memory; None: none are taken.
     """
 
     run_dir: Path
@@ -47,6 +50,7 @@ class RunSpec:
     data: DataConfig = field(default_factory=DataConfig)
     checkpoints: AnyPath | None = None
     faults: FaultPlan | None = None
+    system_metrics_seconds: float | None = None
 
 
 def train_rank(spec: RunSpec) -> dict[str, Any]:
@@ -62,15 +66,25 @@ def train_rank(spec: RunSpec) -> dict[str, Any]:
     with EventWriter(run.events, world.rank, world.attempt) as emit:
         checkpoints = spec.checkpoints or run.checkpoints
         loop = Loop(spec.task, dataset, spec.config, world, checkpoints, emit, spec.data, spec.faults)
-        outcome = loop.run(saved)
+        with _host_metrics(spec, run, world, emit):
+            outcome = loop.run(saved)
     test = outcome.test
     if test is not None and test.prediction is not None and test.target is not None:
         name = "probability" if dataset.features.has_binary_target else "prediction"
-        columns = {"row_id": test.row_id, name: test.prediction, "target": test.target}
+        columns: dict[str, Columns] = {"row_id": test.row_id, name: test.prediction, "target": test.target}
         write_predictions(columns, _predictions_file(run, world.rank))
         if world.is_first:
             _delete_predictions_from(world.size, run)
     return {"steps": outcome.steps, "metrics": outcome.metrics, "best": outcome.best.name}
+
+
+def _host_metrics(
+    spec: RunSpec, run: RunDirectory, world: World, emit: EventWriter
+) -> AbstractContextManager[object]:
+    """One rank of a host looks after all of it."""
+    if spec.system_metrics_seconds is None or world.local_rank:
+        return nullcontext()
+    return HostMetrics(emit, run.began, spec.system_metrics_seconds)
 
 
 def write_predictions(columns: Mapping[str, Columns], path: Path) -> None:

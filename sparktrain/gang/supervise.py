@@ -31,7 +31,8 @@ from sparktrain.gang.rank import RunSpec
 from sparktrain.gang.restart import Attempts
 from sparktrain.gang.settings import check_before_launch
 from sparktrain.gang.shipping import ship_code_of
-from sparktrain.runs.describe import flatten, masked
+from sparktrain.gang.slots import setting
+from sparktrain.runs.describe import flatten, keep_facts, masked
 from sparktrain.runs.directory import FINISHED, RunDirectory
 from sparktrain.runs.follow import Follower
 from sparktrain.runs.late import LateTracker, start_tracking
@@ -151,6 +152,7 @@ def _lead(
     if session is not None:
         attempts = Attempts(session, run, config.train, on_output)
         attempts.check()
+    keep_facts(run, dataset, model, _spark_tags(session) if session is not None else None)
     tracker = start_tracking(run, config, dataset, model)
     facts: dict[str, Any] = {
         "run_dir": str(run.path),
@@ -165,6 +167,7 @@ def _lead(
         config.data,
         checkpoints,
         faults,
+        config.tracking.system_metrics_seconds,
     )
     with _ending(run, tracker, attempts, facts):
         with Follower(run, tracker, on_event):
@@ -196,6 +199,17 @@ def _lead(
         text = "the model is not registered: %s. Deliver what MLflow lacks, once it is back: %s"
         logger.warning(text, published.problem, run.replay_command)
     return result
+
+
+def _spark_tags(session: SparkSession) -> dict[str, str]:
+    """Where to find the training in Spark's own pages and logs."""
+    names = {
+        "spark.app_id": "spark.app.id",
+        "spark.app_name": "spark.app.name",
+        "spark.master": "spark.master",
+    }
+    found = {tag: setting(session, name) for tag, name in names.items()}
+    return {tag: value for tag, value in found.items() if value} | {"spark.version": session.version}
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
