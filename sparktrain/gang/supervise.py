@@ -36,7 +36,7 @@ from sparktrain.runs.describe import flatten, keep_facts, masked
 from sparktrain.runs.directory import FINISHED, RunDirectory
 from sparktrain.runs.follow import Follower
 from sparktrain.runs.late import LateTracker, start_tracking
-from sparktrain.runs.publish import Outcome, publish_or_tell
+from sparktrain.runs.publish import Outcome, publish_or_tell, write_and_log_report
 from sparktrain.runs.tracking import Tracker
 from sparktrain.storage import check_writable, commit_json, read_json
 from sparktrain.training.checkpoint import Checkpoint, newest_valid
@@ -189,6 +189,7 @@ def _lead(
             **facts,
         )
         run.write_result(result.to_dict())
+    write_and_log_report(run, tracker if published.reached else None)
     if published.reached:
         tracker.finish("FINISHED")
     if published.problem and config.tracking.required:
@@ -329,5 +330,6 @@ def _ending(
         run.write_result(result)
         if isinstance(error, SparktrainError | KeyboardInterrupt):
             error.result = result  # type: ignore[union-attr]  # for the command, which tells where the run lies
-        tracker.finish("KILLED" if killed else "FAILED")
+        is_there = tracker.finish("KILLED" if killed else "FAILED")
+        write_and_log_report(run, tracker if is_there else None)
         raise

@@ -27,6 +27,7 @@ from sparktrain.runs.late import LateTracker
 from sparktrain.runs.plots import curves_from, loss_figure
 from sparktrain.runs.reference import logistic_regression_reference
 from sparktrain.runs.registry import CHECKPOINT_TAG, WEIGHTS_FILE, log_model, registered_already
+from sparktrain.runs.report import write_report
 from sparktrain.runs.tracking import Tracker
 from sparktrain.storage import AnyPath, RemotePath, commit_json, read_json
 from sparktrain.training.checkpoint import open_checkpoint
@@ -171,6 +172,33 @@ def publish(run: RunDirectory, tracker: Tracker, dataset: Dataset, outcome: Outc
             registered_name=name,
             alias=alias,
         )
+
+
+def write_and_log_report(run: RunDirectory, tracker: Tracker | LateTracker | None) -> None:
+    """Write the run's page, and store it with the run, and what the profiler left; a problem is only told.
+
+    Args:
+        tracker: None: MLflow did not answer just now.
+    """
+    try:
+        report = write_report(run)
+    except Exception as error:  # the training's own outcome must not be lost to this
+        logger.warning("can't write the report of %s: %s: %s", run.path, type(error).__name__, error)
+        return
+    if tracker is None:
+        return
+    try:
+        log_report(tracker.reached(), run, report)
+    except Exception as error:
+        text = "MLflow did not take the report: %s. It is %s; deliver it later: %s"
+        logger.warning(text, reason_of(error), report, run.replay_command)
+
+
+def log_report(tracker: Tracker, run: RunDirectory, report: Path) -> None:
+    """Store the report with the run, and the profiler's traces; raises what MLflow raises."""
+    tracker.log_file(report)
+    for trace in sorted(run.profile.glob("*.json.gz")):
+        tracker.log_file(trace, "profile")
 
 
 def log_card(tracker: Tracker, dataset: Dataset) -> None:
