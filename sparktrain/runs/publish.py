@@ -21,9 +21,10 @@ from sparktrain.runs.connection import reason_of
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.evaluation_plots import evaluation_figures
 from sparktrain.runs.evaluation_table import log_evaluation_table
-from sparktrain.runs.events import EventReader
+from sparktrain.runs.events import Event, EventReader
 from sparktrain.runs.follow import deliver_all
 from sparktrain.runs.late import LateTracker
+from sparktrain.runs.logged_checkpoints import log_checkpoints
 from sparktrain.runs.plots import curves_from, loss_figure
 from sparktrain.runs.reference import logistic_regression_reference
 from sparktrain.runs.registry import CHECKPOINT_TAG, WEIGHTS_FILE, log_model, registered_already
@@ -138,14 +139,22 @@ def publish(run: RunDirectory, tracker: Tracker, dataset: Dataset, outcome: Outc
     Returns:
         The URI of the registered version, or None.
     """
-    is_binary = dataset.features.has_binary_target
     final = {name: v for name, v in outcome.metrics.items() if not name.startswith("validation/")}
     if final:
         tracker.log_metrics(outcome.steps, final)
-    _log_figures(run, tracker, dataset.features.targets)
+    events = EventReader(run.events).poll()
+    _log_figures(run, tracker, dataset.features.targets, events)
     log_evaluation_table(tracker, outcome.metrics)
     log_card(tracker, dataset)
-    if not is_binary:
+    model_uri = _register(run, tracker, dataset, outcome)
+    log_checkpoints(
+        tracker, dataset, outcome.checkpoint(run), outcome.steps, events, outcome.registered_model
+    )
+    return model_uri
+
+
+def _register(run: RunDirectory, tracker: Tracker, dataset: Dataset, outcome: Outcome) -> str | None:
+    if not dataset.features.has_binary_target:
         logger.warning(
             "the model is not registered: scoring knows one binary target so far, this dataset has %s; "
             "the weights are in %s",
@@ -218,8 +227,10 @@ def _log_remote(tracker: Tracker, path: RemotePath, name: str) -> None:
         tracker.log_file(copy, "dataset")
 
 
-def _log_figures(run: RunDirectory, tracker: Tracker, targets: Sequence[FittedTarget]) -> None:
-    curves = curves_from(EventReader(run.events).poll())
+def _log_figures(
+    run: RunDirectory, tracker: Tracker, targets: Sequence[FittedTarget], events: Sequence[Event]
+) -> None:
+    curves = curves_from(events)
     figures = {"loss": loss_figure(curves.get("train/loss", []), curves.get("validation/loss", []))}
     figures |= evaluation_figures(sorted(run.predictions.glob("test-rank-*.parquet")), targets)
     for name, figure in figures.items():
