@@ -183,6 +183,16 @@ class TrainConfig(Section):
         False, description="let ranks talk unencrypted although Spark encrypts its network"
     )
     reference: Literal["logistic_regression", "none"] = "logistic_regression"
+    profile_steps: tuple[int, int] | None = Field(
+        None, description="first and last step of which rank 0 records a trace; empty: of none"
+    )
+
+    @field_validator("profile_steps")
+    @classmethod
+    def _is_a_range(cls, steps: tuple[int, int] | None) -> tuple[int, int] | None:
+        if steps is not None and not 1 <= steps[0] <= steps[1]:
+            raise ValueError(f"{list(steps)} is no range; give first and last step, such as [100, 110]")
+        return steps
 
     @model_validator(mode="after")
     def _lanes_fit(self) -> Self:
