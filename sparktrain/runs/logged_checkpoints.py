@@ -113,6 +113,8 @@ def _times(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], tuple[f
     for event in events:
         if event.get("kind") == "metrics":
             for key, value in event["values"].items():
+                if key.startswith("train/") and key != "train/loss":
+                    continue  # how fast the run was at that step says nothing about the model
                 found.setdefault((key, int(event["step"])), (float(value), int(event["time"] * 1000)))
     return found
 

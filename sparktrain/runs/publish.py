@@ -28,7 +28,7 @@ from sparktrain.runs.logged_checkpoints import log_checkpoints
 from sparktrain.runs.plots import curves_from, loss_figure
 from sparktrain.runs.reference import logistic_regression_reference
 from sparktrain.runs.registry import CHECKPOINT_TAG, WEIGHTS_FILE, log_model, registered_already
-from sparktrain.runs.report import write_report
+from sparktrain.runs.report import Report, write_report
 from sparktrain.runs.tracking import Tracker
 from sparktrain.storage import AnyPath, RemotePath, commit_json, read_json
 from sparktrain.training.checkpoint import open_checkpoint
@@ -200,12 +200,14 @@ def write_and_log_report(run: RunDirectory, tracker: Tracker | LateTracker | Non
         log_report(tracker.reached(), run, report)
     except Exception as error:
         text = "MLflow did not take the report: %s. It is %s; deliver it later: %s"
-        logger.warning(text, reason_of(error), report, run.replay_command)
+        logger.warning(text, reason_of(error), report.file, run.replay_command)
 
 
-def log_report(tracker: Tracker, run: RunDirectory, report: Path) -> None:
+def log_report(tracker: Tracker, run: RunDirectory, report: Report) -> None:
     """Store the report with the run, and the profiler's traces; raises what MLflow raises."""
-    tracker.log_file(report)
+    tracker.log_file(report.file)
+    note = f"{report.summary} See `{report.file.name}` among the artifacts."
+    tracker.set_tags({"mlflow.note.content": note})  # what its page begins with
     for trace in sorted(run.profile.glob("*.json.gz")):
         tracker.log_file(trace, "profile")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -16,7 +17,7 @@ from sparktrain.config import Config
 from sparktrain.dataset.card_html import Html, details, number, page, percent, size, table, tiles
 from sparktrain.runs.chart import CHART_STYLE, chart
 from sparktrain.runs.describe import flatten
-from sparktrain.runs.directory import RunDirectory
+from sparktrain.runs.directory import FINISHED, RunDirectory
 from sparktrain.runs.evaluation_table import evaluation_rows
 from sparktrain.runs.story import Story
 from sparktrain.storage import commit_bytes
@@ -39,15 +40,24 @@ _SHARES = {
 _LONGEST_ERROR = 20_000
 
 
-def write_report(run: RunDirectory) -> Path:
-    """Write the report beside what it is made of; return its file. A report that is there is replaced."""
-    commit_bytes(run.report_file, report_of(run).encode("utf-8", "backslashreplace"))
-    return run.report_file
+@dataclass(frozen=True)
+class Report:
+    """A run's report: the page, where it lies, and what it comes to in one line."""
+
+    file: Path
+    summary: str
 
 
-def report_of(run: RunDirectory) -> str:
-    """The whole page."""
+def write_report(run: RunDirectory) -> Report:
+    """Write the report beside what it is made of. One that is there is replaced."""
     story = Story(run)
+    commit_bytes(run.report_file, report_of(story).encode("utf-8", "backslashreplace"))
+    return Report(run.report_file, f"{story.status.capitalize()}: {_sentence(story)}")
+
+
+def report_of(story: Story) -> str:
+    """The whole page."""
+    run = story.run
     status = f'<span class="badge {escape(story.status)}">{escape(story.status)}</span>'
     about = Html(
         f'<p>{status} {escape(_sentence(story))}</p><p class="soft"><code>{escape(run.name)}</code></p>'
@@ -166,12 +176,17 @@ def _attempts(story: Story) -> Html:
             attempt.num_ranks,
             ", ".join(attempt.hosts),
             f"{attempt.first_step:,} → {attempt.last_step:,}",
-            Html(f"<pre>{escape(attempt.failure[:2000])}</pre>") if attempt.failure else "",
+            Html(f"<pre>{escape(_first_part(attempt.failure))}</pre>") if attempt.failure else "",
         )
         for attempt in story.attempts
     ]
     heads = ["attempt", "began", "took", "ranks", "hosts", "steps", "what went wrong"]
     return table(heads, rows) if rows else Html()
+
+
+def _first_part(failure: str) -> str:
+    """The logs are named in the attempt's directory, and in the error of the last one."""
+    return failure.partition("\nFull logs:")[0][:2000]
 
 
 def _incidents(story: Story) -> Html:
@@ -264,8 +279,8 @@ def _places(story: Story) -> Html:
         "not published": result.get("unpublished"),
         "MLflow": story.mlflow.get("tracking_uri"),
         "MLflow run": result.get("run_id") or story.mlflow.get("run_id"),
-        "continue it": None if story.status == "finished" else "the same command with resume=true",
-        "deliver to MLflow what it lacks": run.replay_command,
+        "continue it": None if story.status == FINISHED else "the same command with resume=true",
+        "deliver to MLflow what it lacks": run.replay_command if story.is_undelivered else None,
     }
     return table(["", ""], [(k, Html(f"<code>{escape(str(v))}</code>")) for k, v in places.items() if v])
 

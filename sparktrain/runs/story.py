@@ -58,6 +58,12 @@ class Story:
         return str(self.result.get("error") or "")
 
     @property
+    def is_undelivered(self) -> bool:
+        """Whether MLflow lacks something of the run, as far as its driver knew."""
+        has_no_run = self.mlflow.get("run_id") is None
+        return bool(has_no_run or self.result.get("unpublished") or self.run.spill_file.exists())
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The configuration by dotted key."""
         return flatten({key: value for key, value in self.spec.items() if key != "dataset"})

@@ -54,7 +54,7 @@ def test_what_can_not_be_read_ends_no_training(
 
     events: list[Mapping[str, Any]] = []
     monkeypatch.setattr(psutil, "disk_io_counters", broken)
-    monkeypatch.setattr(psutil, "net_io_counters", lambda: None)
+    monkeypatch.setattr(psutil, "net_io_counters", lambda **_: broken())
     with HostMetrics(events.append, time.time(), 1.0):
         time.sleep(1.5)
     assert {key.rpartition("/")[2] for key in events[0]["values"]} == {

@@ -107,10 +107,8 @@ def test_the_checkpoints_that_matter_become_logged_models_with_their_metrics_onc
     by_role = {model.tags["sparktrain.checkpoint_role"]: model for model in models}
     assert len(models) == len(by_role)
     newest = newest_valid(run.checkpoints)
-    assert newest is not None
+    assert newest is not None and newest.path.name != trained["best"]
     roles = {"best": trained["best"], "last": newest.path.name}
-    if trained["best"] == newest.path.name:
-        roles = {"best, last": trained["best"]}
     assert {role: model.tags["sparktrain.checkpoint"] for role, model in by_role.items()} == roles
     steps = {model.step for model in tracker.client.get_run(tracker.run_id).outputs.model_outputs}
     for role, model in by_role.items():
