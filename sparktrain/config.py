@@ -117,6 +117,11 @@ class DataConfig(Section):
     )
     num_threads: int = Field(2, ge=1, description="of each rank, that read, decode and assemble")
     memory_bytes: int | None = Field(None, ge=1, description="of each rank's stream; empty: 1 GiB")
+    tail: Literal["drop", "repeat", "mask"] = Field(
+        "drop",
+        description="of an epoch, what is no whole batch: left out, filled up with rows that came already, "
+        "or with rows of weight 0",
+    )
     on_bad_data: Literal["fail", "mask"] = Field(
         "fail", description="mask: rows that can't be read get weight 0 and are counted"
     )
@@ -126,8 +131,42 @@ class DataConfig(Section):
 
     @property
     def stream_options(self) -> dict[str, Any]:
-        """Arguments of `Dataset.stream`."""
-        return self.model_dump(exclude={"reader"})
+        """Arguments of `Dataset.stream`, for whatever split."""
+        return self.model_dump(exclude={"reader", "tail"})
+
+    @property
+    def can_mask(self) -> bool:
+        """Whether rows of a batch may have weight 0; Petastorm fills up what a rank has no rows for."""
+        return "mask" in (self.tail, self.on_bad_data) or self.reader == "petastorm"
+
+
+class DdpConfig(Section):
+    """Of `train.strategy: ddp`."""
+
+    compression: Literal["none", "bf16", "fp16", "powersgd"] = Field(
+        "none", description="how gradients travel; bf16 and fp16: half the bytes, powersgd: a few per cent"
+    )
+    powersgd_rank: int = Field(2, ge=1, description="of the matrices that a gradient is approximated by")
+    powersgd_start_step: int = Field(10, ge=2, description="until then gradients travel whole")
+
+
+class FsdpConfig(Section):
+    """Of `train.strategy: fsdp`."""
+
+    reshard_after_forward: bool = Field(
+        True, description="false: whole weights stay until the backward pass; more memory, less to send"
+    )
+
+
+class LocalSgdConfig(Section):
+    """Of `train.strategy: local_sgd`."""
+
+    average_every_steps: int = Field(8, ge=2, description="between two averages of the ranks' weights")
+    start_step: int = Field(0, ge=0, description="until then ranks train together, as ddp does")
+    outer_learning_rate: float | None = Field(
+        None, gt=0, description="of an optimizer over the averages (DiLoCo takes 0.7); empty: the average"
+    )
+    outer_momentum: float = Field(0.9, ge=0.0, lt=1.0, description="Nesterov's, of that optimizer")
 
 
 class TrainConfig(Section):
@@ -136,9 +175,42 @@ class TrainConfig(Section):
     ranks: int = Field(2, ge=1, description="processes that train together; each takes one slot")
     cpus_per_rank: int = Field(1, ge=1, description="threads of torch and Arrow in each rank")
     gpus_per_rank: int = Field(0, ge=0, le=1, description="1: NCCL on CUDA; 0: gloo on the CPU")
-    strategy: Literal["ddp"] = "ddp"
-    epochs: int = Field(4, ge=1)
+    strategy: Literal["single", "ddp", "fsdp", "local_sgd"] = Field(
+        "ddp",
+        description="ddp: gradients averaged at each step; fsdp: weights and optimizer in parts, one a rank; "
+        "local_sgd: weights averaged every few steps; single: one rank",
+    )
+    ddp: DdpConfig = Field(default_factory=DdpConfig)
+    fsdp: FsdpConfig = Field(default_factory=FsdpConfig)
+    local_sgd: LocalSgdConfig = Field(default_factory=LocalSgdConfig)
+    blocks: list[str] = Field(
+        default_factory=list,
+        description="classes of the model's repeated modules: fsdp takes each apart for itself, activation "
+        "checkpointing computes each again",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="less memory: values between blocks are kept, those within computed twice"
+    )
+    compile: bool = Field(False, description="by torch.compile; needs a C++ compiler on each host")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the passes; weights and what is added up stay float32"
+    )
+    deterministic: bool | None = Field(
+        None, description="true: refuse operations whose bits may differ next time; empty: on CPUs"
+    )
+    epochs: int = Field(4, ge=1, description="at most")
+    max_steps: int | None = Field(None, ge=1, description="at most; the schedule ends there")
+    max_seconds: float | None = Field(
+        None, gt=0, description="of training, earlier attempts included; looked at every ten steps"
+    )
+    evaluate_every_steps: int | None = Field(None, ge=1, description="besides the end of each epoch")
+    early_stopping_evaluations: int | None = Field(
+        None, ge=1, description="ends after so many in a row without a better best_metric"
+    )
     global_batch_size: int = Field(2048, ge=1, description="rows per step over all ranks")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="rows of a rank that pass at once, gradients accumulate; empty: all"
+    )
     num_lanes: int = Field(
         8, ge=1, description="streams that are mixed into a batch; divides global_batch_size"
     )
@@ -146,7 +218,16 @@ class TrainConfig(Section):
     warmup_fraction: float = Field(
         0.1, ge=0.0, le=1.0, description="part of all steps with a rising learning rate"
     )
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="of the learning rate, after the warm-up"
+    )
+    final_learning_rate_fraction: float = Field(
+        0.0, ge=0.0, le=1.0, description="of learning_rate, at the end"
+    )
     weight_decay: float = Field(1e-2, ge=0)
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="evaluate and keep a moving average of the weights; 0.999, say"
+    )
     clip_gradient_norm: float | None = Field(1.0, gt=0)
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",
@@ -155,7 +236,7 @@ class TrainConfig(Section):
     seed: int = 0
     model: dict[str, Any] = Field(default_factory=dict, description="arguments of the pipeline's Task")
     best_metric: str = Field(
-        "auroc", description="validation metric that picks the best checkpoint; higher is better"
+        "auroc", description="validation metric that picks the best checkpoint: the Task's, or loss"
     )
     checkpoint_every_steps: int | None = Field(None, ge=1, description="besides the end of each epoch")
     keep_checkpoints: int = Field(3, ge=1)
@@ -195,7 +276,7 @@ class TrainConfig(Section):
         return steps
 
     @model_validator(mode="after")
-    def _lanes_fit(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.global_batch_size % self.num_lanes:
             fits = max(n for n in range(1, self.num_lanes + 1) if self.global_batch_size % n == 0)
             raise ValueError(
@@ -205,6 +286,15 @@ class TrainConfig(Section):
             )
         if self.min_ranks is not None and self.min_ranks > self.ranks:
             raise ValueError(f"min_ranks {self.min_ranks} is more than ranks {self.ranks}")
+        if self.strategy == "single" and self.ranks > 1:
+            raise ValueError(
+                f"strategy single is for one rank, ranks is {self.ranks}; set ranks to 1, or strategy to ddp"
+            )
+        if self.precision == "fp16" and self.strategy in ("fsdp", "local_sgd"):
+            raise ValueError(
+                f"precision fp16 scales losses alike on all ranks, which {self.strategy} can't; set "
+                "precision to bf16, which needs no scaling, or strategy to ddp"
+            )
         if self.global_batch_size < self.ranks:
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} is smaller than ranks {self.ranks}: a "

@@ -621,6 +621,40 @@ class LossNotByRow(SparktrainError, ValueError):
         )
 
 
+class BlocksUnknown(SparktrainError, ValueError):
+    """`train.blocks` names classes that no module of the model has."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, missing: Sequence[str], classes: Mapping[str, int]) -> None:
+        there = ", ".join(f"{name} ({count})" for name, count in sorted(classes.items()))
+        super().__init__(
+            f"train.blocks names {', '.join(missing)}, and the model has no module of such a class. It has: "
+            f"{there or 'no module within'}. Give the classes of its repeated blocks."
+        )
+
+
+class StepMisused(SparktrainError, ValueError):
+    """A Task's own `train_step` asks for what a step can't do."""
+
+    exit_code = EXIT_TRAINING
+
+    def __init__(self, what: str, way_out: str) -> None:
+        super().__init__(f"The Task's train_step {what}; {way_out}.")
+
+
+class MetricWithoutDirection(SparktrainError, ValueError):
+    """`best_metric` is a metric that does not say whether more is better."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"train.best_metric is {name}, a metric that does not say whether more of it is better. Give its "
+            "class the attribute higher_is_better (True or False), or choose another metric."
+        )
+
+
 class RendezvousTimeout(SparktrainError, TimeoutError):
     """The ranks did not all meet in time."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -39,13 +39,14 @@ from sparktrain.runs.late import LateTracker, start_tracking
 from sparktrain.runs.publish import Outcome, publish_or_tell, write_and_log_report
 from sparktrain.runs.tracking import Tracker
 from sparktrain.storage import check_writable, commit_json, read_json
+from sparktrain.training.blocks import blocks_of
 from sparktrain.training.checkpoint import Checkpoint, newest_valid
+from sparktrain.training.ending import is_more_better
+from sparktrain.training.step import has_own_step
 from sparktrain.training.task import TrainTask
 from sparktrain.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -230,31 +231,53 @@ def check_training(dataset: Dataset, task: TrainTask, config: Config) -> nn.Modu
         TooFewRows: an epoch would have no step.
         NotPicklable: the Task can't be sent to the ranks; names what in it is the reason.
         ConfigError: the Task's class or its metrics don't fit, or the reader can't serve so many ranks.
-        PipelineFailed: the model can't be built, with a dropout of 2 for instance.
+        BlocksUnknown: the model has no modules as `train.blocks` names them.
+        PipelineFailed: the model or its optimizers can't be built, with a dropout of 2 for instance.
     """
     _check_class(task)
     check_picklable(task)
     dataset.verify(config.data.on_bad_data)
-    dataset.steps_per_epoch("train", config.train.global_batch_size)
+    dataset.steps_per_epoch("train", config.train.global_batch_size, config.data.tail)
     if config.data.reader == "petastorm":
         _check_shards(dataset, config)
     check_metric(task, config)
+    problems = []
+    if config.train.micro_batch_size is not None and has_own_step(task):
+        way_out = "leave it empty, and let train_step pass over parts of its batch"
+        problems.append(f"train.micro_batch_size: the task has a train_step of its own; {way_out}")
+    if config.train.early_stopping_evaluations is not None and not dataset.num_rows("validation"):
+        way_out = "leave it empty, or set prepare.split.validation"
+        problems.append(f"train.early_stopping_evaluations: the validation split is empty; {way_out}")
+    if problems:
+        raise ConfigError(problems)
+    with _told_as(task, "build_model"):
+        model = task.build_model(dataset.features)
+    blocks_of(model, config.train.blocks)
+    with _told_as(task, "optimizers"):
+        task.optimizers(model, config.train)
+    return model
+
+
+@contextmanager
+def _told_as(task: TrainTask, method: str) -> Iterator[None]:
     try:
-        return task.build_model(dataset.features)
+        yield
     except Exception as error:
-        what = f"{type(task).__module__}.{type(task).__name__}.build_model()"
+        what = f"{type(task).__module__}.{type(task).__name__}.{method}()"
         raise PipelineFailed(what, error, user_lines(error), EXIT_CONFIG) from error
 
 
 def check_metric(task: TrainTask, config: Config) -> None:
-    """Refuse to pick the best checkpoint by a metric that the Task lacks, or that falls as it learns."""
-    best, known = config.train.best_metric, task.metrics()
-    usable = ", ".join(name for name, metric in known.items() if metric.higher_is_better is not False)
+    """Refuse to pick the best checkpoint by a metric that the Task lacks, or that says not what is better.
+
+    Raises:
+        ConfigError, MetricWithoutDirection
+    """
+    best, known = config.train.best_metric, [*task.metrics(), "loss"]
     if best not in known:
-        raise ConfigError([f"train.best_metric: the task has no metric {best!r}; it has: {usable}"])
-    if known[best].higher_is_better is False:
-        problem = f"of {best} a lower one is better, the best checkpoint is the one with the highest"
-        raise ConfigError([f"train.best_metric: {problem}; give one of: {usable}"])
+        names = ", ".join(known)
+        raise ConfigError([f"train.best_metric: the task has no metric {best!r}; it has: {names}"])
+    is_more_better(task, best)
 
 
 def _check_shards(dataset: Dataset, config: Config) -> None:

@@ -21,7 +21,7 @@ from sparktrain.storage import AnyPath, to_json, write_once
 logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = "sparktrain.checkpoint/2"
+FORMAT = "sparktrain.checkpoint/3"
 
 _NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
 _CLAIM = re.compile(r"attempt-(\d+)")

@@ -63,21 +63,23 @@ def evaluate(
     for batch in stream:
         pulse.beat()
         real = batch["row_weight"] > 0
-        rows = {name: column[real].to(world.device) for name, column in batch.items()}
-        if not len(rows["row_id"]):
-            continue
+        is_padding = not bool(real.any())
+        # Also for nothing but copies of real rows: under a strategy that gathers weights all ranks take part.
+        rows = {n: (column if is_padding else column[real]).to(world.device) for n, column in batch.items()}
         outputs = model(rows)
         prediction = _each(torch.Tensor.float, task.predict(outputs))
+        if is_padding:
+            continue
         metrics.update(prediction, _metric_target(features, rows))
-        losses, weights = weighted_losses(task, features, outputs, rows)
+        weights = weights_of(features, rows)
+        losses = weighted(task, task.loss(outputs, target_of(features, rows)), weights)
         loss_and_weight += torch.stack([losses.double().sum(), weights.double().sum()])
         row_ids.append(rows["row_id"])
         kept += _columns(prediction, target_of(features, rows))
     if not row_ids:
-        # Only padding came to this rank, copies of real rows: what is made of it has the right shape, dtype.
-        rows = {name: column.to(world.device) for name, column in batch.items()}
+        # Only padding came to this rank: what was made of it has the right shape, dtype.
         none = {name: column[:0] for name, column in rows.items()}
-        prediction = _each(lambda column: column[:0].float(), task.predict(model(rows)))
+        prediction = _each(lambda column: column[:0], prediction)
         _update_without_rows(metrics, prediction, _metric_target(features, none))
         row_ids.append(none["row_id"])
         kept += _columns(prediction, target_of(features, none))
@@ -99,21 +101,21 @@ def target_of(features: FittedFeatures, batch: Batch) -> Tensor | dict[str, Tens
     return targets.popitem()[1] if len(targets) == 1 else targets
 
 
-def weighted_losses(
-    task: TrainTask, features: FittedFeatures, outputs: Any, batch: Batch
-) -> tuple[Tensor, Tensor]:
-    """Return each row's loss times its weight, and that weight, both [rows]; padding has weight 0.
+def weights_of(features: FittedFeatures, batch: Batch) -> Tensor:
+    """Return what each row's loss is multiplied with, [rows]; padding has weight 0."""
+    weights = batch["row_weight"]
+    return weights if features.weight is None else weights * batch[features.weight.name]
+
+
+def weighted(task: TrainTask, losses: Tensor, weights: Tensor) -> Tensor:
+    """Return each row's loss times its weight, [rows] like both.
 
     Raises:
         LossNotByRow: the Task's loss is not of shape [rows].
     """
-    losses = task.loss(outputs, target_of(features, batch))
-    weights = batch["row_weight"]
-    if features.weight is not None:
-        weights = weights * batch[features.weight.name]
     if losses.shape != weights.shape:  # torch would spread one over the other, and train on something else
         raise LossNotByRow(type(task).__module__, tuple(losses.shape), len(weights))
-    return losses * weights, weights
+    return losses * weights
 
 
 def _metric_target(features: FittedFeatures, batch: Batch) -> Tensor | dict[str, Tensor]:

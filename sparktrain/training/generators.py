@@ -31,3 +31,11 @@ def restore_generator(state: Tensor, world: World) -> None:
 
 def _is_cuda(world: World) -> bool:
     return world.device.startswith("cuda")
+
+
+def be_deterministic(wanted: bool | None, world: World) -> None:
+    """Refuse operations whose results may differ next time; unless told otherwise, on CPUs alone."""
+    is_wanted = not _is_cuda(world) if wanted is None else wanted
+    torch.use_deterministic_algorithms(is_wanted)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no result uses it
+    torch.backends.cudnn.benchmark = not is_wanted

@@ -7,10 +7,10 @@ import math
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from sparktrain import pulse
 from sparktrain.config import DataConfig, TrainConfig
@@ -18,15 +18,24 @@ from sparktrain.dataset import Dataset, Stream
 from sparktrain.errors import NonFiniteLoss, StepFailed
 from sparktrain.faults import FaultPlan
 from sparktrain.storage import AnyPath
+from sparktrain.training.blocks import prepare_model
 from sparktrain.training.checkpoint import Checkpoint, open_checkpoint
 from sparktrain.training.checkpoint_state import load_weights, restore, settings_of, tensors_of
-from sparktrain.training.evaluate import Evaluation, evaluate, rows_to_device, weighted_losses
-from sparktrain.training.finite import GuardedStep, refuse_non_finite_state
-from sparktrain.training.generators import generator_state, restore_generator, seed_rank
+from sparktrain.training.ema import MovingAverage
+from sparktrain.training.ending import Ending, is_more_better
+from sparktrain.training.evaluate import Evaluation, evaluate, rows_to_device
+from sparktrain.training.finite import refuse_non_finite_state
+from sparktrain.training.generators import (
+    be_deterministic,
+    generator_state,
+    restore_generator,
+    seed_rank,
+)
 from sparktrain.training.pace import WorkClock
 from sparktrain.training.saving import Emit, Saver
-from sparktrain.training.strategies import wrap
-from sparktrain.training.task import Batch, TrainTask
+from sparktrain.training.step import Step, has_own_step
+from sparktrain.training.strategies import make_strategy
+from sparktrain.training.task import TrainTask
 from sparktrain.training.window import Window
 from sparktrain.world import World
 
@@ -67,14 +76,13 @@ class Loop:
         faults: FaultPlan | None = None,
     ) -> None:
         self.task, self.dataset, self.config, self.world = task, dataset, config, world
-        self.stream_options = (data or DataConfig()).stream_options
+        self.data = data or DataConfig()
         self.directory, self.emit, self.faults = directory, emit, faults
+        be_deterministic(config.deterministic, world)
         torch.manual_seed(config.seed)  # the same weights on every rank
         self.model = task.build_model(dataset.features).to(world.device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        self.parallel = wrap(config.strategy, self.model, world)
+        prepare_model(self.model, config)
+        self.strategy = make_strategy(config, self.model, world, in_parts=has_own_step(task))
         seed_rank(world, config.seed, step=0)  # from here on: dropout, another on every rank
         self.stream: Stream = dataset.stream(
             "train",
@@ -82,14 +90,27 @@ class Loop:
             num_lanes=config.num_lanes,
             world=world,
             seed=config.seed,
-            tail="drop",
-            **self.stream_options,
+            tail=self.data.tail,
+            **self.data.stream_options,
         )
-        self.total_steps = self.stream.steps_per_epoch * config.epochs
+        self.ending = Ending(config, self.stream.steps_per_epoch)
+        self.window = Window(world, WorkClock(self.model, self.strategy.forward))
+        self.updates = Step(
+            task,
+            dataset.features,
+            self.model,
+            config,
+            world,
+            self.strategy,
+            self.window,
+            total_steps=self.ending.total_steps,
+            most_rows=_most(self.stream.rows_per_step, world),
+            has_masks=self.data.can_mask,
+        )
+        self.average = MovingAverage(self.model, config.ema_decay)
+        self.callbacks = task.callbacks()
         self.step = 0
         self.saver = Saver(directory, config, world, emit)
-        self.window = Window(world, WorkClock(self.model, self.parallel))
-        self.guard = GuardedStep(config.on_nonfinite, self.model)
         self.masked: dict[str, str] = {}
 
     def run(self, resume_from: Checkpoint | None) -> Outcome:
@@ -97,9 +118,8 @@ class Loop:
             self._restore(resume_from)
         self.emit({"kind": "phase", "name": "train"})
         self._report_progress()
-        while self.stream.epoch < self.config.epochs:
+        while not self._is_over:
             self._train_epoch()
-            self._save(self._validate())
         return self._finish()
 
     def _train_epoch(self) -> None:
@@ -110,41 +130,39 @@ class Loop:
             try:
                 if self.faults is not None:
                     self.faults.strike(self.world, self.step + 1, batch)
-                self._update(rows_to_device(batch, self.world.device))
+                self.updates.make(rows_to_device(batch, self.world.device), self.step + 1)
             except Exception as error:
                 raise StepFailed(self.step + 1) from error
             self.step += 1
-            every = self.config.checkpoint_every_steps
-            # The epoch's last step is saved after its validation, with the metrics.
+            self.average.update()
+            for callback in self.callbacks:
+                callback.on_step(self.step, self.model)
+            # After an epoch's last step the stream stands before the next one only when it has ended.
             within_epoch = self.stream.step < self.stream.steps_per_epoch
-            checkpoint_due = every is not None and self.step % every == 0 and within_epoch
-            if self.step % LOG_EVERY_STEPS == 0 or checkpoint_due:
+            due = self._due() if within_epoch else None
+            if due or self.step % LOG_EVERY_STEPS == 0 or self._is_over:
                 self._log_window()
-            if checkpoint_due:
-                self._save({})
+            if due == "evaluation" or (within_epoch and self._is_over):
+                self._evaluate_and_save()
+                self.window.restart(self.stream)
+            elif due == "checkpoint":
+                self._save()
+            if within_epoch and self._is_over:
+                return
         self._log_window()
+        self._evaluate_and_save()
 
-    def _update(self, batch: Batch) -> None:
-        """One optimizer update from this rank's rows of the global batch."""
-        rate = learning_rate(self.step, self.total_steps, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        self.guard.begin()
-        outputs = self.parallel(batch)
-        losses, _ = weighted_losses(self.task, self.dataset.features, outputs, batch)
-        # Ranks can hold different numbers of rows. DDP averages over ranks, so the sum over this rank's rows
-        # times size / G becomes the mean over the whole global batch. G and not the batch's weights: they
-        # are 1 on average over all training rows, and a batch of heavy rows is to count for more.
-        total = losses.sum()
-        mean = total * (self.world.size / self.config.global_batch_size)
-        self.guard.backward(mean)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient_norm or math.inf)
-        if self.guard.must_skip(norm, self.step + 1):
-            self.window.skip()
-            return
-        self.optimizer.step()
-        self.window.add(total.detach(), batch["row_weight"].sum(), norm, rate)
+    @property
+    def _is_over(self) -> bool:
+        return self.ending.is_reached(self.step, self.stream.epoch)
+
+    def _due(self) -> Literal["evaluation", "checkpoint"] | None:
+        """What comes after this step within an epoch; the end of each is followed by an evaluation, too."""
+        config = self.config
+        if config.evaluate_every_steps and self.step % config.evaluate_every_steps == 0:
+            return "evaluation"
+        is_checkpoint = config.checkpoint_every_steps and self.step % config.checkpoint_every_steps == 0
+        return "checkpoint" if is_checkpoint else None
 
     def _log_window(self) -> None:
         values = self.window.close(self.stream, self.config.global_batch_size)
@@ -156,6 +174,7 @@ class Loop:
         for name in ("train/loss", "train/gradient_norm"):
             if not math.isfinite(values.get(name, 0.0)):
                 raise StepFailed(self.step) from NonFiniteLoss(self.step, values[name], what=_NAMES[name])
+        self.ending.add_seconds(self.window.elapsed)
         self._tell_straggler()
         if self.world.is_first:
             self.emit({"kind": "metrics", "step": self.step, "values": values})
@@ -163,24 +182,39 @@ class Loop:
 
     def _report_progress(self) -> None:
         if self.world.is_first:
-            progress = {"step": self.step, "num_steps": self.total_steps, "epoch": self.stream.epoch}
+            progress = {"step": self.step, "num_steps": self.ending.total_steps, "epoch": self.stream.epoch}
             self.emit({"kind": "progress", **progress})
 
-    def _validate(self) -> dict[str, float]:
-        if self.dataset.num_rows("validation") == 0:
-            return {}
-        found = self._evaluate("validation").metrics
-        metrics = {f"validation/{name}": value for name, value in found.items()}
-        if self.world.is_first:
-            self.emit({"kind": "metrics", "step": self.step, "values": metrics})
-        return metrics
+    def _evaluate_and_save(self) -> None:
+        """Evaluate the validation split; keep the state if it is the best so far, or an epoch's last."""
+        self._agree()
+        self.saver.wait()  # what became of the save before says which is the best so far
+        metrics: dict[str, float] = {}
+        if self.dataset.num_rows("validation"):
+            found = self._evaluate("validation").metrics
+            metrics = {f"validation/{name}": value for name, value in found.items()}
+            if self.world.is_first:
+                self.emit({"kind": "metrics", "step": self.step, "values": metrics})
+        is_best = self._is_best(metrics)
+        self.ending.add_evaluation(is_best=is_best)
+        for callback in self.callbacks:
+            if callback.on_evaluation(self.step, metrics):
+                self.ending.stop()
+        if is_best or self._is_over or self.stream.step == 0 or self._due() == "checkpoint":
+            best = {
+                "step": self.step,
+                "checkpoint": self.saver.name(self.step),
+                "metrics": _to_plain(metrics),
+            }
+            self._save(best if is_best else None)
 
     def _evaluate(self, split: str) -> Evaluation:
         self.emit({"kind": "phase", "name": split})
-        self._agree_on_buffers()
         config = self.config
         sizes = config.global_batch_size, config.num_lanes
-        found = evaluate(self.model, self.task, self.dataset, split, *sizes, self.world, self.stream_options)
+        with self.average.in_place_of_weights(), self.strategy.evaluating():
+            options = self.data.stream_options
+            found = evaluate(self.model, self.task, self.dataset, split, *sizes, self.world, options)
         self._tell_masked(found.masked)
         return found
 
@@ -196,49 +230,59 @@ class Loop:
         if found is not None and found.rank == self.world.rank:
             self.emit({"kind": "straggler", "host": socket.gethostname(), **asdict(found)})
 
-    def _agree_on_buffers(self) -> None:
-        """Take rank 0's running statistics, which a checkpoint holds too: each rank counts its own."""
-        if self.world.size > 1:
-            for buffer in self.model.buffers():
-                dist.broadcast(buffer, src=0)
+    def _agree(self) -> None:
+        self.strategy.agree(self.updates.optimizers.values(), self.average.tensors.values())
 
-    def _save(self, metrics: dict[str, float]) -> None:
-        """Take a checkpoint; after a validation, compare with the best so far."""
+    def _save(self, best: Mapping[str, Any] | None = None) -> None:
+        """Take a checkpoint; `best` describes it if it is the best so far."""
         pulse.beat(self.step)
-        self._agree_on_buffers()  # any rank may be the one that writes them
-        self.saver.wait()  # what became of the one before says which is the best so far
-        refuse_non_finite_state(self.model, self.optimizer, self.world, self.step)
-        best, is_epoch_end = self.saver.best, self.stream.step == 0
-        if is_epoch_end and self._is_best(metrics):
-            name = self.saver.name(self.step)
-            best = {"step": self.step, "checkpoint": name, "metrics": _to_plain(metrics)}
+        self._agree()  # any rank may be the one that writes what all hold
+        self.saver.wait()
+        tensors = tensors_of(
+            self.model,
+            self.updates.optimizers,
+            generator_state(self.world),
+            self.world.rank,
+            self.average.tensors,
+        )
+        tensors |= self.strategy.tensors()
+        refuse_non_finite_state(tensors.values(), self.world, self.step)
         state = {
             "stream": self.stream.state_dict(),
-            "best": best,
+            "best": best or self.saver.best,
+            "ending": self.ending.state(),
             "world_size": self.world.size,
-            "optimizer": settings_of(self.model, self.optimizer),
-            "scheduler": None,  # the learning rate is a function of the step
+            "optimizer": settings_of(self.model, self.updates.optimizers),
+            "scaler": {name: scaler.state_dict() for name, scaler in self.updates.scalers.items()},
         }
-        generator = generator_state(self.world)
-        self.saver.save(self.step, tensors_of(self.model, self.optimizer, generator, self.world.rank), state)
+        self.saver.save(self.step, tensors, state)
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
         name = f"validation/{self.config.best_metric}"
         if self.saver.best is None or name not in metrics:
             return True
-        best = float(self.saver.best["metrics"].get(name, "nan"))
-        return metrics[name] > best or math.isnan(best)
+        best, found = float(self.saver.best["metrics"].get(name, "nan")), metrics[name]
+        is_better = found > best if is_more_better(self.task, self.config.best_metric) else found < best
+        return is_better or math.isnan(best)
 
     def _restore(self, saved: Checkpoint) -> None:
-        same_ranks = saved.state["world_size"] == self.world.size
-        generator = restore(saved, self.model, self.optimizer, self.world.rank if same_ranks else None)
-        for group in self.optimizer.param_groups:
-            # may be another one than in the save, like the rate
-            group["weight_decay"] = self.config.weight_decay
+        rank = self.world.rank if saved.state["world_size"] == self.world.size else None
+        optimizers = self.updates.optimizers
+        decays = [group.get("weight_decay") for o in optimizers.values() for group in o.param_groups]
+        restored = restore(saved, self.model, optimizers, rank, self.average.tensors)
+        groups = [group for o in optimizers.values() for group in o.param_groups]
+        for group, decay in zip(groups, decays, strict=True):
+            if decay is not None:
+                group["weight_decay"] = decay  # may be another one than in the save, like the rate
+        self.strategy.restore(saved.step, restored.strategy)
+        for name, state in saved.state["scaler"].items():
+            if state and name in self.updates.scalers:
+                self.updates.scalers[name].load_state_dict(dict(state))
         self.stream.load_state_dict(dict(saved.state["stream"]))
+        self.ending.restore(saved.state["ending"])
         self.step, self.saver.best = saved.step, saved.state["best"]
-        if generator is not None:
-            restore_generator(generator, self.world)
+        if restored.generator is not None:
+            restore_generator(restored.generator, self.world)
         else:  # other ranks than before: no state to continue, so a fresh one that depends on the place alone
             seed_rank(self.world, self.config.seed, self.step)
         self.emit({"kind": "resumed", "step": self.step})
@@ -246,7 +290,7 @@ class Loop:
     def _finish(self) -> Outcome:
         self.saver.wait()
         best = self.saver.best
-        if best is None:  # every epoch ends with a save
+        if best is None:  # the last step is followed by a save
             assert self.saver.last_error is not None
             raise self.saver.last_error
         path = self.directory / best["checkpoint"]
@@ -254,18 +298,20 @@ class Loop:
         test: Evaluation | None = None
         if self.dataset.num_rows("test"):
             load_weights(open_checkpoint(path), self.model)
+            self.average.forget()  # they are the model's weights now
             test = self._evaluate("test")
             metrics |= {f"test/{name}": value for name, value in test.metrics.items()}
+        for callback in self.callbacks:
+            callback.on_end(self.step, metrics)
         return Outcome(self.step, metrics, path, test)
 
 
-def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
-    """Linear warm-up, then half a cosine down to zero: a function of the step, so resuming needs no state."""
-    warmup = round(total_steps * config.warmup_fraction)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(total_steps - warmup, 1)
-    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+def _most(rows: int, world: World) -> int:
+    """The most rows that any rank has of a global batch."""
+    most = torch.tensor([rows], device=world.device)
+    if world.size > 1:
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)
 
 
 _NAMES = {"train/loss": "loss", "train/gradient_norm": "norm of the gradients"}

@@ -8,7 +8,8 @@ before they are exchanged; waiting for data is counted by the stream.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
@@ -25,9 +26,14 @@ _WELL_FRACTION = 0.1  # lower, so that a rank at the border is not called slow a
 
 
 class WorkClock:
-    """Adds up the seconds of this rank's own work at steps; `start` begins one.
+    """Adds up the seconds of this rank's own work at steps, and those in which it waits for others.
 
     On a GPU these are the seconds in which the host issues the work: a slow process is seen, a slow GPU not.
+    Where weights are sharded, waiting for them is part of the passes, and counted as work.
+
+    Attributes:
+        seconds: of work; `start` begins a step's.
+        communication_seconds: between this rank's own gradients and all ranks' together.
 
     Args:
         model: whose layers work.
@@ -35,7 +41,8 @@ class WorkClock:
     """
 
     def __init__(self, model: nn.Module, parallel: nn.Module) -> None:
-        self.seconds = 0.0
+        self.seconds, self.communication_seconds = 0.0, 0.0
+        self._paused = 0.0
         self._began: float | None = None
         # Before the Task's own hooks.
         model.register_forward_pre_hook(self._on_forward, prepend=True)
@@ -48,9 +55,22 @@ class WorkClock:
     def start(self) -> None:
         self._began = time.monotonic()
 
+    def stop(self) -> None:
+        """The backward pass is over, and with it the exchange of what it gave."""
+        self._pause()
+        self.communication_seconds += time.monotonic() - self._paused
+
+    @contextmanager
+    def communicating(self) -> Iterator[None]:
+        """Around what ranks exchange apart from a backward pass."""
+        began = time.monotonic()
+        yield
+        self.communication_seconds += time.monotonic() - began
+
     def _pause(self) -> None:
         if self._began is not None:
-            self.seconds += time.monotonic() - self._began
+            self._paused = time.monotonic()
+            self.seconds += self._paused - self._began
             self._began = None
 
     def _on_call(self, parallel: nn.Module, inputs: Any) -> None:

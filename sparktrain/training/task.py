@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,11 @@ from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryAvera
 from torchmetrics.functional.classification import multiclass_auroc
 from torchmetrics.utilities import dim_zero_cat
 
+from sparktrain.config import TrainConfig
 from sparktrain.features import FittedFeatures
+
+if TYPE_CHECKING:
+    from sparktrain.training.step import Step
 
 Batch = Mapping[str, Tensor]
 """Columns of one batch by name, each of shape [rows], or [rows, *shape] for a feature of a shape: float32
@@ -58,8 +62,49 @@ class TrainTask(ABC):
         """Metrics of (prediction, target) by name; computed exactly over all ranks' rows, without weights.
 
         They are given what `predict` returned, as float32, and the target as `loss` has it, but a binary one
-        as int64.
+        as int64. The best checkpoint is picked by one of them, in the direction of its `higher_is_better`.
         """
+
+    def optimizers(
+        self, model: nn.Module, config: TrainConfig
+    ) -> torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer]:
+        """Make the optimizer, or several by name, each for parameters of its own; AdamW unless overridden.
+
+        The learning rate of each group is multiplied by `rate_factor` at every step.
+        """
+        return torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+
+    def train_step(self, step: Step, batch: Batch) -> None:
+        """Train on this rank's rows of a global batch; to be overridden where one loss is not enough.
+
+        Each `step.minimize` goes with a `step.forward` before it. `train.micro_batch_size` is for steps that
+        are not overridden.
+        """
+        step.minimize(self.loss(step.forward(batch), step.target(batch)))
+
+    def callbacks(self) -> Sequence[Callback]:
+        """Return what is to be called while training, on every rank."""
+        return ()
+
+
+class Callback:
+    """Called by the loop, on every rank alike; a subclass overrides what it wants."""
+
+    def on_step(self, step: int, model: nn.Module) -> None:
+        """A step is done; `step` counts from 1."""
+
+    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """The validation split was evaluated; return True to end the training here.
+
+        Args:
+            metrics: "validation/<name>", the same on every rank, so that all decide alike.
+        """
+        return False
+
+    def on_end(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Training is over; `metrics` are those of the best checkpoint, "test/<name>" among them."""
 
 
 class BinaryClassification(TrainTask):
@@ -98,7 +143,7 @@ class MulticlassClassification(TrainTask):
 class Regression(TrainTask):
     """A model of one number per row, shape [rows], for a target that is a number: squared error.
 
-    The checkpoint is picked by `best_metric: r2`: of the others a lower one is better.
+    `best_metric` is one of r2, rmse and mae.
     """
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:

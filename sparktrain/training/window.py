@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -21,6 +23,7 @@ class Window:
 
     Attributes:
         straggler: what the last `close` found out about a slow rank; None when there is nothing new.
+        elapsed: seconds that the last window took, the same number on all ranks.
     """
 
     world: World
@@ -34,12 +37,14 @@ class Window:
     started: float = 0.0
     waited: float = 0.0
     worked: float = 0.0
+    communicated: float = 0.0
     straggler: Straggler | None = None
+    elapsed: float = 0.0
 
     def restart(self, stream: Stream) -> None:
         self.steps, self.skipped, self.loss_and_rows, self.norms = 0, 0, None, []
         self.started, self.waited = time.monotonic(), stream.wait_seconds
-        self.worked = self.clock.seconds
+        self.worked, self.communicated = self.clock.seconds, self.clock.communication_seconds
 
     def add(self, loss: Tensor, rows: Tensor, norm: Tensor, rate: float) -> None:
         """Add a step: the sum of its losses, and how many rows these are; padding is none."""
@@ -60,37 +65,67 @@ class Window:
         if self.loss_and_rows is None:
             self.restart(stream)
             return values
-        seconds = time.monotonic() - self.started
-        waited = stream.wait_seconds - self.waited
-        (loss, rows), times, seconds_of_all = self._exchange(seconds, waited)
+        found = self._exchange(stream)
+        rows, seconds = found.rows, found.mean("seconds")
+        self.elapsed = seconds
+        times = [RankTime(rank["waited"], rank["worked"]) for rank in found.ranks]
         values |= {
-            "train/loss": loss / max(rows, 1.0),  # all rows of a step can be masked
+            "train/loss": found.loss / max(rows, 1.0),  # all rows of a step can be masked
             "train/learning_rate": self.rate,
-            "train/gradient_norm": float(torch.stack(self.norms).mean()),
+            "train/gradient_norm": found.mean("norm"),
             "train/rows_per_second": rows / seconds,
-            "train/data_wait_fraction": waited / seconds,
+            "train/data_wait_fraction": found.mean("waited") / seconds,
+            # Steps per second over those with batches that are always there; of the rank that waits most.
+            "train/data_headroom": min(1 - rank["waited"] / rank["seconds"] for rank in found.ranks),
+            "train/memory_bytes": max(rank["memory"] for rank in found.ranks),
         }
         if self.world.size > 1:
-            values["train/straggler_fraction"] = lost_fraction(times, seconds_of_all)
-            self.straggler = self.watch.add(times, seconds_of_all, self.steps + self.skipped)
+            values["train/communication_fraction"] = found.mean("communicated") / seconds
+            values["train/straggler_fraction"] = lost_fraction(times, seconds)
+            self.straggler = self.watch.add(times, seconds, self.steps + self.skipped)
         if math.isfinite(rows) and (missing := self.steps * global_batch_size - round(rows)):
             values["train/rows_masked"] = float(missing)
         self.restart(stream)
         return values
 
-    def _exchange(self, seconds: float, waited: float) -> tuple[list[float], list[RankTime], float]:
-        """Sum loss and rows over the ranks; with them goes what each rank did, in one exchange.
-
-        Returns:
-            [loss, rows]; the time of each rank; the mean of `seconds` over the ranks; the same on all.
-        """
+    def _exchange(self, stream: Stream) -> Exchanged:
+        """Sum loss and rows over the ranks; with them goes what each rank did, in one exchange."""
         assert self.loss_and_rows is not None
-        by_rank = torch.zeros(self.world.size, 3, dtype=torch.float64)
-        by_rank[self.world.rank] = torch.tensor([waited, self.clock.seconds - self.worked, seconds])
-        # [2 + 3 * size]: every rank fills in places of its own
-        packed = torch.cat([self.loss_and_rows, by_rank.flatten().to(self.loss_and_rows.device)])
+        own = {
+            "waited": stream.wait_seconds - self.waited,
+            "worked": self.clock.seconds - self.worked,
+            "communicated": self.clock.communication_seconds - self.communicated,
+            "seconds": time.monotonic() - self.started,
+            "memory": memory_bytes(self.world),
+            "norm": float(torch.stack(self.norms).mean()),
+        }
+        device = self.loss_and_rows.device
+        by_rank = torch.zeros(self.world.size, len(own), dtype=torch.float64)
+        by_rank[self.world.rank] = torch.tensor(list(own.values()), dtype=torch.float64)
+        # [2 + values * size]: every rank fills in places of its own
+        packed = torch.cat([self.loss_and_rows, by_rank.flatten().to(device)])
         if self.world.size > 1:
             dist.all_reduce(packed)
-        sums, found = packed[:2].tolist(), packed[2:].view(-1, 3).tolist()
-        times = [RankTime(data, compute) for data, compute, _ in found]
-        return sums, times, sum(row[2] for row in found) / len(found)
+        loss, rows = packed[:2].tolist()
+        ranks = [dict(zip(own, row, strict=True)) for row in packed[2:].view(self.world.size, -1).tolist()]
+        return Exchanged(loss, rows, ranks)
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """Sums over all ranks, and of each rank what it measured; the same on all of them."""
+
+    loss: float
+    rows: float
+    ranks: list[dict[str, float]]
+
+    def mean(self, name: str) -> float:
+        return sum(rank[name] for rank in self.ranks) / len(self.ranks)
+
+
+def memory_bytes(world: World) -> float:
+    """Return the most memory that this rank ever had: its GPU's, or the process's."""
+    if world.device.startswith("cuda"):
+        return float(torch.cuda.max_memory_allocated(world.device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)

@@ -41,7 +41,9 @@ def config(**changes: Any) -> TrainConfig:
 def digest(loop: Loop) -> str:
     """SHA-256 of the weights, the buffers and the optimizer's state."""
     state = [*loop.model.state_dict().values()]
-    state += [value for slots in loop.optimizer.state.values() for value in slots.values()]
+    state += [
+        value for slots in loop.updates.optimizers["optimizer"].state.values() for value in slots.values()
+    ]
     return hashlib.sha256(b"".join(torch.as_tensor(t).numpy().tobytes() for t in state)).hexdigest()
 
 
@@ -51,17 +53,18 @@ def watched_rank(task: TinyTask, dataset: Path, train: TrainConfig, directory: P
     events: list[dict[str, Any]] = []
     loop = Loop(task, open_dataset(dataset), train, world, directory, lambda event: events.append({**event}))
     digests, finite = [digest(loop)], []
-    backward, update = loop.guard.backward, loop._update
+    guard = loop.updates.guard
+    backward, make = guard.backward, loop.updates.make
 
     def watched_backward(mean: torch.Tensor) -> None:
         finite.append(bool(mean.isfinite()))
         backward(mean)
 
-    def watched_update(batch: Batch) -> None:
-        update(batch)
+    def watched_make(batch: Batch, number: int) -> None:
+        make(batch, number)
         digests.append(digest(loop))
 
-    loop.guard.backward, loop._update = watched_backward, watched_update  # type: ignore[method-assign]
+    guard.backward, loop.updates.make = watched_backward, watched_make  # type: ignore[method-assign]
     stopped = None
     try:
         loop.run(None)
@@ -114,14 +117,14 @@ def test_stop_stops_all_ranks_at_the_next_log_and_before_any_save(
 def poisoned_rank(dataset: Path, train: TrainConfig, directory: Path) -> tuple[str, int]:
     world = World.from_environment()
     loop = Loop(TinyTask(), open_dataset(dataset), train, world, directory, lambda event: None)
-    update = loop._update
+    make = loop.updates.make
 
-    def poisoned(batch: Batch) -> None:
+    def poisoned(batch: Batch, number: int) -> None:
         if loop.step + 1 == FAULTY_STEP and world.rank == 1:
             batch["row_weight"].fill_(math.nan)
-        update(batch)
+        make(batch, number)
 
-    loop._update = poisoned  # type: ignore[method-assign]
+    loop.updates.make = poisoned  # type: ignore[method-assign]
     try:
         loop.run(None)
     except StepFailed as error:
@@ -160,15 +163,15 @@ def overflowing_rank(dataset: Path, train: TrainConfig, directory: Path) -> tupl
     """Train with a weight (of rank 1 alone) that overflows at the last update before a save."""
     world = World.from_environment()
     loop = Loop(TinyTask(), open_dataset(dataset), train, world, directory, lambda event: None)
-    update = loop._update
+    make = loop.updates.make
 
-    def overflowing(batch: Batch) -> None:
-        update(batch)
+    def overflowing(batch: Batch, number: int) -> None:
+        make(batch, number)
         if loop.step + 1 == 10 and world.rank == 1:
             with torch.no_grad():
                 next(loop.model.parameters()).view(-1)[0] = math.inf
 
-    loop._update = overflowing  # type: ignore[method-assign]
+    loop.updates.make = overflowing  # type: ignore[method-assign]
     try:
         loop.run(None)
     except StepFailed as error:

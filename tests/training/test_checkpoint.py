@@ -42,14 +42,14 @@ def test_a_checkpoint_brings_back_weights_optimizer_generator_and_state(tmp_path
     model, optimizer = trained_model(0.5)
     generator = torch.get_rng_state()
     path = tmp_path / checkpoints.checkpoint_name(7, 1)
-    state = {"best": {"metric": 0.1 + 0.2}, "optimizer": settings_of(model, optimizer)}
-    write_checkpoint(path, step=7, tensors=tensors_of(model, optimizer, generator, 0), state=state)
+    state = {"best": {"metric": 0.1 + 0.2}, "optimizer": settings_of(model, {"all": optimizer})}
+    write_checkpoint(path, step=7, tensors=tensors_of(model, {"all": optimizer}, generator, 0), state=state)
     saved = checkpoints.newest_valid(tmp_path)
     assert saved is not None
     assert (saved.path, saved.step, saved.state) == (path, 7, json.loads(json.dumps(state)))
     other, other_optimizer = trained_model(9.0)
     other_optimizer.param_groups[0]["lr"] = 3.0
-    found = restore(saved, other, other_optimizer, rank=0)
+    found = restore(saved, other, {"all": other_optimizer}, rank=0).generator
     assert found is not None and torch.equal(found, generator)
     assert_equal(other.state_dict(), model.state_dict())
     ours, theirs = other_optimizer.state_dict(), optimizer.state_dict()
@@ -79,20 +79,20 @@ def test_the_optimizers_state_goes_by_name_and_not_by_order(tmp_path: Path) -> N
         parameter.grad = torch.full_like(parameter, float(number))
     optimizer.step()
     path = tmp_path / checkpoints.checkpoint_name(1, 1)
-    state = {"optimizer": settings_of(model, optimizer)}
+    state = {"optimizer": settings_of(model, {"all": optimizer})}
     write_checkpoint(
-        path, step=1, tensors=tensors_of(model, optimizer, torch.get_rng_state(), 0), state=state
+        path, step=1, tensors=tensors_of(model, {"all": optimizer}, torch.get_rng_state(), 0), state=state
     )
     other = Named("ba")
     other_optimizer = torch.optim.AdamW(other.parameters())
-    restore(checkpoints.open_checkpoint(path), other, other_optimizer, rank=None)
+    restore(checkpoints.open_checkpoint(path), other, {"all": other_optimizer}, rank=None)
     for name, parameter in model.named_parameters():
         there = other_optimizer.state[other.get_parameter(name)]["exp_avg"]
         assert torch.equal(there, optimizer.state[parameter]["exp_avg"]), name
     with pytest.raises(CheckpointInvalid, match=r"the model has nothing that is called model/b\.bias"):
-        restore(checkpoints.open_checkpoint(path), Named("a"), other_optimizer, rank=None)
+        restore(checkpoints.open_checkpoint(path), Named("a"), {"all": other_optimizer}, rank=None)
     with pytest.raises(CheckpointInvalid, match=r"it has no model/c\.weight; wanted is shape \[2, 2\]"):
-        restore(checkpoints.open_checkpoint(path), Named("abc"), other_optimizer, rank=None)
+        restore(checkpoints.open_checkpoint(path), Named("abc"), {"all": other_optimizer}, rank=None)
 
 
 def test_weights_can_be_had_alone(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4, bias=False))
     model[1].weight = model[0].weight
     path = tmp_path / checkpoints.checkpoint_name(1, 1)
-    tensors = tensors_of(model, torch.optim.AdamW(model.parameters()), torch.get_rng_state(), 0)
+    tensors = tensors_of(model, {"all": torch.optim.AdamW(model.parameters())}, torch.get_rng_state(), 0)
     write_checkpoint(path, step=1, tensors=tensors, state={})
     expected = model[0].weight.detach().clone()
     nn.init.zeros_(model[0].weight)

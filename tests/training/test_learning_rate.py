@@ -7,12 +7,12 @@ from itertools import pairwise
 import pytest
 
 from sparktrain.config import TrainConfig
-from sparktrain.training.loop import learning_rate
+from sparktrain.training.schedule import rate_factor
 
 
 def rates(total_steps: int, warmup_fraction: float) -> list[float]:
     config = TrainConfig(learning_rate=0.5, warmup_fraction=warmup_fraction)
-    return [learning_rate(step, total_steps, config) for step in range(total_steps)]
+    return [0.5 * rate_factor(step, total_steps, config) for step in range(total_steps)]
 
 
 def test_the_rate_rises_in_equal_steps_and_then_falls_in_half_a_cosine() -> None:

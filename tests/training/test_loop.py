@@ -45,6 +45,8 @@ def steps_saved(events: list[dict[str, Any]]) -> list[int]:
 class Scripted(Metric):
     """A metric that ignores its input and takes the next of given values at each evaluation."""
 
+    higher_is_better = True
+
     def __init__(self, values: list[float]) -> None:
         super().__init__()
         self.values = values
@@ -171,7 +173,7 @@ def test_a_resumed_run_takes_the_weight_decay_of_its_configuration(dataset: Data
     changed = config(weight_decay=0.5)
     loop = Loop(TinyTask(), dataset, changed, World(), tmp_path, lambda event: None)
     loop.run(checkpoints.newest_valid(tmp_path))
-    assert [group["weight_decay"] for group in loop.optimizer.param_groups] == [0.5]
+    assert [group["weight_decay"] for group in loop.updates.optimizers["optimizer"].param_groups] == [0.5]
 
 
 def test_a_best_checkpoint_that_was_damaged_is_not_tested(

@@ -49,7 +49,7 @@ def first_gradients(dataset: Path, directory: Path) -> tuple[int, Gradients]:
     world = World.from_environment()
     loop = Loop(TinyTask(), open_dataset(dataset), unclipped, world, directory, lambda event: None)
     batch = next(iter(loop.stream))
-    loop._update(batch)
+    loop.updates.make(batch, 1)
     gradients = {name: parameter.grad.numpy() for name, parameter in loop.model.named_parameters()}
     return len(batch["row_id"]), gradients
 

@@ -49,7 +49,7 @@ def first_step(path: Path, kind: TargetKind, directory: Path) -> tuple[Batch, di
         TASKS[kind](), open_dataset(path), config, World.from_environment(), directory, lambda _: None
     )
     batch = next(iter(loop.stream))
-    loop._update(batch)
+    loop.updates.make(batch, 1)
     return batch, {name: weight.grad for name, weight in loop.model.named_parameters()}
 
 

@@ -1,0 +1,67 @@
+"""Fully sharded: each rank holds a part of every weight and its optimizer's state; torch's `fully_shard`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from sparktrain.config import TrainConfig
+from sparktrain.training.blocks import blocks_of
+from sparktrain.training.strategies.ddp import broadcast_buffers
+from sparktrain.training.strategies.single import Single
+from sparktrain.world import World
+
+
+class FullySharded(Single):
+    """Whole weights exist for the block that works, and go when it is done; the model's own modules stay.
+
+    Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel", 2023.
+    """
+
+    def __init__(self, config: TrainConfig, model: nn.Module, world: World) -> None:
+        mesh = init_device_mesh(world.device.partition(":")[0], (world.size,))
+        half = torch.bfloat16 if config.precision == "bf16" else None
+        # Weights travel as bf16, gradients are added as float32.
+        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
+        reshard = config.fsdp.reshard_after_forward
+        for module in [*blocks_of(model, config.blocks), model]:
+            fully_shard(module, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
+        super().__init__(model)
+        self._sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+    @contextmanager
+    def _accumulating(self) -> Iterator[None]:
+        for module in self._sharded[:1]:  # the whole model; the others follow it
+            module.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            for module in self._sharded[:1]:
+                module.set_requires_gradient_sync(True)
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        return self._accumulating()
+
+    def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+        norm = super().clip(parameters, max_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def agree(self, optimizers: Iterable[torch.optim.Optimizer], others: Iterable[Tensor] = ()) -> None:
+        broadcast_buffers(self.model)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            for module in self._sharded:  # a backward pass would have done it
+                module.reshard()
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        return self._evaluating()

@@ -1,0 +1,133 @@
+"""Local SGD: ranks train on their own for some steps, then average their weights.
+
+Stich, "Local SGD Converges Fast and Communicates Little", 2019; synchronous at first: Lin et al., "Don't Use
+Large Mini-Batches, Use Local SGD", 2020; an outer optimizer: Douillard et al., "DiLoCo", 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import (
+    PostLocalSGDState,
+    post_localSGD_hook,
+)
+from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+from torch.distributed.algorithms.model_averaging.utils import average_parameters
+
+from sparktrain.config import TrainConfig
+from sparktrain.training.strategies.ddp import broadcast_buffers, wrap
+from sparktrain.training.strategies.single import Single
+from sparktrain.world import World
+
+_OUTER = "strategy/outer/"
+
+
+class LocalSGD(Single):
+    """Gradients stay with their rank; every so many steps the weights are averaged.
+
+    A save or an evaluation between two averages is one itself, of the optimizers' states too, so that a
+    checkpoint is one state at whatever number of ranks.
+    """
+
+    def __init__(self, config: TrainConfig, model: nn.Module, world: World, *, in_parts: bool) -> None:
+        super().__init__(model)
+        options = config.local_sgd
+        self._start_step = options.start_step
+        # The ranks' running statistics go their own ways, too.
+        parallel = wrap(model, world, find_unused=in_parts, broadcast_buffers=False)
+        self._hook = PostLocalSGDState(  # type: ignore[no-untyped-call]
+            None, None, options.start_step, post_local_gradient_allreduce=False
+        )
+        parallel.register_comm_hook(self._hook, post_localSGD_hook)
+        self._averager = PeriodicModelAverager(options.average_every_steps, options.start_step)
+        self.parallel = self.forward = parallel
+        self._outer: Outer | None = None
+        if options.outer_learning_rate is not None:
+            self._outer = Outer(model, options.outer_learning_rate, options.outer_momentum)
+        self._weights_agree = self._states_agree = True
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        return self.parallel.no_sync()
+
+    def is_synchronous(self, step: int) -> bool:
+        return step <= self._start_step
+
+    def stepped(self, step: int) -> None:
+        self._hook.iter = step  # a step that was left out counts as well
+        if step <= self._start_step:
+            if step == self._start_step and self._outer:
+                self._outer.begin()
+            return
+        self._averager.step = step  # it averages at start_step + n * average_every_steps
+        self._averager.average_parameters(self.model.parameters())
+        self._states_agree = False
+        self._weights_agree = (step - self._start_step) % self._averager.period == 0
+        if self._weights_agree and self._outer:
+            self._outer.step()
+
+    def agree(self, optimizers: Iterable[torch.optim.Optimizer], others: Iterable[Tensor] = ()) -> None:
+        if not self._weights_agree:
+            average_parameters(iter(self.model.parameters()), self._averager.process_group)
+            if self._outer:
+                self._outer.step()
+        if not self._states_agree:
+            values = [v for o in optimizers for slots in o.state.values() for v in slots.values()]
+            # a count of steps is the same on all ranks, and has no dimension
+            for tensor in [*(v for v in values if isinstance(v, Tensor) and v.ndim), *others]:
+                dist.all_reduce(tensor.div_(dist.get_world_size()))
+        self._weights_agree = self._states_agree = True
+        broadcast_buffers(self.model)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self._outer.tensors() if self._outer else {}
+
+    def restore(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        self._hook.iter = step
+        if self._outer:
+            self._outer.restore(tensors)
+
+
+class Outer:
+    """Takes the way that the ranks' average has gone since the last time as a gradient; Nesterov's momentum.
+
+    All ranks do the same with the same numbers, so that nothing is sent.
+    """
+
+    def __init__(self, model: nn.Module, learning_rate: float, momentum: float) -> None:
+        self._model = model
+        self._before = {name: nn.Parameter(p.detach().clone()) for name, p in model.named_parameters()}
+        self._optimizer = torch.optim.SGD(
+            self._before.values(), lr=learning_rate, momentum=momentum, nesterov=momentum > 0
+        )
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Measure the way from here on."""
+        for name, parameter in self._model.named_parameters():
+            self._before[name].copy_(parameter)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for name, parameter in self._model.named_parameters():
+            before = self._before[name]
+            before.grad = before - parameter
+        self._optimizer.step()
+        for name, parameter in self._model.named_parameters():
+            parameter.copy_(self._before[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The momentum; the weights themselves are the model's whenever ranks agree."""
+        kept = {name: self._optimizer.state[before] for name, before in self._before.items()}
+        found = {name: slots.get("momentum_buffer") for name, slots in kept.items()}
+        return {_OUTER + name: momentum for name, momentum in found.items() if momentum is not None}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self.begin()
+        for name, before in self._before.items():
+            if (momentum := tensors.get(_OUTER + name)) is not None:
+                self._optimizer.state[before]["momentum_buffer"] = momentum.to(before.device)
