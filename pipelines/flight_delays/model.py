@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sparktrain.features import FittedFeatures
-from sparktrain.training.task import Batch, BinaryClassification
+from sparktrain.training.task import Batch, BinaryClassification, TrainTask
 
 
 @dataclass(frozen=True)
-class Task(BinaryClassification):
-    """Predicts the probability that a flight arrives late.
+class FlightTask(TrainTask):
+    """What learns from a flight, whatever is to be predicted of it.
 
     Attributes:
         hidden_sizes: width of each hidden layer.
@@ -27,11 +27,16 @@ class Task(BinaryClassification):
     dropout: float = 0.1
 
     def build_model(self, features: FittedFeatures) -> nn.Module:
-        return DelayModel(features, self.hidden_sizes, self.embedding_size, self.dropout)
+        return FlightModel(features, self.hidden_sizes, self.embedding_size, self.dropout)
 
 
-class DelayModel(nn.Module):
-    """Takes a batch of columns, returns one logit per row, shape [rows]."""
+@dataclass(frozen=True)
+class Task(FlightTask, BinaryClassification):
+    """Predicts the probability that a flight arrives late."""
+
+
+class FlightModel(nn.Module):
+    """Takes a batch of columns, returns one number per row, shape [rows]: here the logit of being late."""
 
     def __init__(
         self, features: FittedFeatures, hidden_sizes: tuple[int, ...], embedding_size: int, dropout: float

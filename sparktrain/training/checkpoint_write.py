@@ -63,7 +63,8 @@ def write_checkpoint(
     writer = RankWriter(path, rank, step, state)
     try:
         planner = DefaultSavePlanner(flatten_state_dict=False)
-        save(dict(tensors), storage_writer=writer, planner=planner, process_group=group)
+        # Sorted, so that which rank writes what does not hang on what an optimizer met first.
+        save(dict(sorted(tensors.items())), storage_writer=writer, planner=planner, process_group=group)
     except CheckpointException as error:
         discard(path / rank_file(rank))
         failures = {rank: failure for rank, (failure, _) in sorted(error.failures.items())}

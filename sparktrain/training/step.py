@@ -172,6 +172,8 @@ class Step:
 
     def _update(self, name: str) -> None:
         optimizer, scaler = self.optimizers[name], self.scalers[name]
+        with self._window.clock.communicating():
+            self._strategy.reduce()
         scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = self._strategy.clip(parameters, self._config.clip_gradient_norm or math.inf)

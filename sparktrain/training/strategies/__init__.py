@@ -13,11 +13,9 @@ from sparktrain.config import TrainConfig
 from sparktrain.training.strategies.ddp import DataParallel
 from sparktrain.training.strategies.fsdp import FullySharded
 from sparktrain.training.strategies.local_sgd import LocalSGD
+from sparktrain.training.strategies.powersgd import PowerSGD
 from sparktrain.training.strategies.single import Single
 from sparktrain.world import World
-
-STATE = "strategy/"
-"""What the names of a strategy's own tensors begin with; "strategy/rank-<n>/" for those of one rank alone."""
 
 
 class Strategy(Protocol):
@@ -37,6 +35,9 @@ class Strategy(Protocol):
     def is_synchronous(self, step: int) -> bool:
         """Whether the gradient of step `step` (from 1) is that of all ranks' rows."""
 
+    def reduce(self) -> None:
+        """Called after a backward pass: average the gradients, if that has not been done in it."""
+
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
         """Scale gradients down to a norm of `max_norm` at most; return the norm before, a plain number []."""
 
@@ -54,7 +55,8 @@ class Strategy(Protocol):
         """Around forward passes without a backward pass."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What of its own a checkpoint has to hold, under names that begin with `STATE`."""
+        """What of its own a checkpoint has to hold, as "strategy/<name>", or
+        "strategy/rank-<n>/<name>" for what is of one rank alone."""
 
     def restore(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Go on after step `step` with what `tensors` returned then; less, where the ranks were others."""
@@ -70,5 +72,7 @@ def make_strategy(config: TrainConfig, model: nn.Module, world: World, *, in_par
         return Single(model)
     if config.strategy == "fsdp":
         return FullySharded(config, model, world)
+    if config.strategy == "ddp" and config.ddp.compression == "powersgd":
+        return PowerSGD(config, model, world)
     kind = DataParallel if config.strategy == "ddp" else LocalSGD
     return kind(config, model, world, in_parts=in_parts)

@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from sparktrain.config import TrainConfig
-from sparktrain.training.strategies.compression import compress
 from sparktrain.training.strategies.single import Single
 from sparktrain.world import World
 
+_HOOKS = {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}
+
 
 class DataParallel(Single):
-    """torch's DistributedDataParallel, its gradients compressed on their way if the configuration says so."""
+    """torch's DistributedDataParallel, its gradients halved on their way if the configuration says so."""
 
     def __init__(self, config: TrainConfig, model: nn.Module, world: World, *, in_parts: bool) -> None:
         super().__init__(model)
-        # PowerSGD keeps an error for each bucket, and DDP arranges its buckets anew after the first step,
-        # also after the first one of a resume: unless parameters may be unused.
-        keeps_buckets = config.strategy == "ddp" and config.ddp.compression == "powersgd"
-        self.parallel = wrap(model, world, find_unused=in_parts or keeps_buckets)
-        self.forward = self.parallel
-        self._compression = compress(self.parallel, config, world) if config.strategy == "ddp" else None
+        self.parallel = self.forward = wrap(model, world, find_unused=in_parts)
+        if config.ddp.compression in _HOOKS:
+            self.parallel.register_comm_hook(None, _HOOKS[config.ddp.compression])
 
     def accumulating(self) -> AbstractContextManager[None]:
         return self.parallel.no_sync()
 
     def agree(self, optimizers: Iterable[torch.optim.Optimizer], others: Iterable[Tensor] = ()) -> None:
         broadcast_buffers(self.model)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return self._compression.tensors() if self._compression else {}
-
-    def restore(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        if self._compression:
-            self._compression.restore(step, tensors)
 
 
 def wrap(

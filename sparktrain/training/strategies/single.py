@@ -22,6 +22,9 @@ class Single:
     def is_synchronous(self, step: int) -> bool:
         return True
 
+    def reduce(self) -> None:
+        pass
+
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
         return nn.utils.clip_grad_norm_(parameters, max_norm)
 

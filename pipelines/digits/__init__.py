@@ -1,0 +1,1 @@
+"""Which digit did somebody write? From eight by eight grey pixels."""

@@ -1,0 +1,1 @@
+"""By how many minutes will a flight arrive late? From what is known before it departs."""
