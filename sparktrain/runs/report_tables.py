@@ -126,6 +126,7 @@ def places_section(story: Story) -> Html:
         "run directory": str(run.path),
         "checkpoints": str(run.checkpoints_in(str(elsewhere) if elsewhere else None)),
         "newest checkpoint": saved[-1]["path"] if saved else "none",
+        "best checkpoint": story.outcome.get("best"),
         "model": result.get("model_uri") or "not registered",
         "not published": result.get("unpublished"),
         "MLflow": story.mlflow.get("tracking_uri"),

@@ -44,7 +44,7 @@ class Story:
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
         self.spec, self.result = _read(run.spec_file), _read(run.result_file)
-        self.mlflow = _read(run.mlflow_file)
+        self.mlflow, self.outcome = _read(run.mlflow_file), _read(run.outcome_file)
         self.tags, self.model = facts_of(run)
         self.events: list[Event] = sorted(EventReader(run.events).poll(), key=lambda event: event["time"])
 

@@ -109,7 +109,9 @@ def test_a_run_that_finished_tells_its_outcome_beside_the_reference(root: Path) 
         "seconds": {"train": 125.0},
         "dataset": {"path": "/data", "rows": {"train": 3200}, "quarantined": {"has_size": 3}},
     }
-    page = page_of(trained_run(root, result, epochs=9, model={"width": EVIL}))
+    run = trained_run(root, result, epochs=9, model={"width": EVIL})
+    commit_json(run.outcome_file, {"best": "step-40"})
+    page = page_of(run)
     assert "60 of 60 steps by 2 ranks on 2 hosts" in page.sections[""]
     assert "2 attempts" in page.sections[""]
     for told in ("0.75", "logistic regression, test", "models:/flights/3", "2 min 05 s"):
@@ -125,7 +127,7 @@ def test_a_run_that_finished_tells_its_outcome_beside_the_reference(root: Path) 
     assert "0 → 40" in attempts and "30 → 60" in attempts
     assert "has_size" in page.sections["Dataset"] and "f00d" in page.sections["Dataset"]
     assert "local-1" in page.sections["Versions"]
-    assert "step-60" in page.sections["Where-it-is"]
+    assert "newest checkpoint step-60 best checkpoint step-40" in page.sections["Where-it-is"]
     assert "replay" not in page.sections["Where-it-is"]
 
 
