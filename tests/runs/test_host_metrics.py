@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -66,3 +68,33 @@ def test_what_can_not_be_read_ends_no_training(
     with HostMetrics(events.append, time.time(), 1.0):
         time.sleep(1.5)
     assert len(events) == 1 and "no more metrics of this host: OSError: no /proc" in caplog.text
+
+
+def test_gpus_are_told_by_number_and_one_that_does_not_answer_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No GPU here: the driver's library is played by a module with the calls that are made."""
+
+    class NVMLError(Exception):
+        pass
+
+    def rates(device: int) -> SimpleNamespace:
+        if device == 1:
+            raise NVMLError("not supported on a slice")
+        return SimpleNamespace(gpu=42)
+
+    library = {
+        "NVMLError": NVMLError,
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: 2,
+        "nvmlDeviceGetHandleByIndex": lambda number: number,
+        "nvmlDeviceGetMemoryInfo": lambda device: SimpleNamespace(used=1 << 30),
+        "nvmlDeviceGetUtilizationRates": rates,
+    }
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(**library))
+    events: list[Mapping[str, Any]] = []
+    with HostMetrics(events.append, time.time(), 1.0):
+        time.sleep(1.5)
+    gpus = {key.rpartition("/")[2]: v for key, v in events[0]["values"].items() if "/gpu_" in key}
+    assert gpus == {"gpu_0_memory_bytes": 1 << 30, "gpu_0_percent": 42, "gpu_1_memory_bytes": 1 << 30}
