@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -47,9 +48,13 @@ def wrap(
 ) -> DistributedDataParallel:
     """Wrap a model; `hook` sends the gradients in torch's place, `state` is its first argument."""
     devices = [world.device] if world.device.startswith("cuda") else None
-    parallel = DistributedDataParallel(
-        model, device_ids=devices, find_unused_parameters=find_unused, broadcast_buffers=broadcast_buffers
-    )
+    options: dict[str, Any] = {} if broadcast_buffers else {"broadcast_buffers": False}
+    with warnings.catch_warnings():
+        # The name that takes its place is not known before torch 2.13.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        parallel = DistributedDataParallel(
+            model, device_ids=devices, find_unused_parameters=find_unused, **options
+        )
     if hook is not None:
         parallel.register_comm_hook(state, hook)
     if not find_unused:
