@@ -263,7 +263,20 @@ class TrainConfig(Section):
     allow_plaintext_collectives: bool = Field(
         False, description="let ranks talk unencrypted although Spark encrypts its network"
     )
-    reference: Literal["logistic_regression", "none"] = "logistic_regression"
+    reference: Literal["logistic_regression", "task", "none"] = Field(
+        "logistic_regression",
+        description="fitted on the same rows, to compare with; task: by the Task's own `reference`",
+    )
+    profile_steps: tuple[int, int] | None = Field(
+        None, description="first and last step of which rank 0 records a trace; empty: of none"
+    )
+
+    @field_validator("profile_steps")
+    @classmethod
+    def _is_a_range(cls, steps: tuple[int, int] | None) -> tuple[int, int] | None:
+        if steps is not None and not 1 <= steps[0] <= steps[1]:
+            raise ValueError(f"{list(steps)} is no range; give first and last step, such as [100, 110]")
+        return steps
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -302,8 +315,14 @@ class TrackingConfig(Section):
     """The MLflow side of a run."""
 
     uri: str | None = Field(None, description="empty: MLFLOW_TRACKING_URI, else SQLite under storage.root")
-    experiment: str | None = Field(None, description="empty: the pipeline's name")
+    experiment: str | None = Field(None, description="empty: the parent run's, else the pipeline's name")
+    parent_run_id: str | None = Field(
+        None, min_length=1, description="of an MLflow run that this one is to be shown under, of a sweep say"
+    )
     registered_model: str | None = Field(None, description="empty: the pipeline's name")
+    system_metrics_seconds: float | None = Field(
+        10.0, ge=1.0, description="between two looks at each host's CPU, memory and network; empty: none"
+    )
     required: bool = Field(
         True, description="false: training goes on while MLflow is away; `sparktrain replay` delivers later"
     )

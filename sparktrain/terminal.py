@@ -176,7 +176,7 @@ def _change(shift: tuple[float, float] | None, form: str) -> str:
 
 def training_table(result: Mapping[str, Any]) -> Table:
     """The test metrics beside the reference's, the run, the model, and the seconds."""
-    columns = "metric", "model, test", "logistic regression, test", "model, validation"
+    columns = "metric", "model, test", "reference, test", "model, validation"
     table = _figures("training", *columns)
     metrics: Mapping[str, float] = result["metrics"]
     names = dict.fromkeys(key.partition("/")[2] for key in metrics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import safetensors.torch
@@ -122,3 +122,16 @@ def test_the_settings_of_reliability_exist() -> None:
     assert len(given) == 6 and parse_config({"pipeline": "flight_delays", "train": given})
     own = {name: TrainConfig.model_fields[name].default for name in given if name != "checkpoint_every_steps"}
     assert {name: given[name] for name in own} == own, "each stands there with its default"
+
+
+def test_the_settings_of_training_exist() -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:train|data)\.[a-z_.]+)`", text))
+    assert {"train.strategy", "train.ddp.compression", "train.blocks"} <= named <= set(all_keys())
+    metrics = set(re.findall(r"`(train/[a-z_]+)`", text))
+    assert {"train/loss", "train/communication_fraction", "train/data_headroom"} <= metrics
+    source = (ROOT / "sparktrain" / "training" / "window.py").read_text(encoding="utf-8")
+    assert metrics == set(re.findall(r'"(train/[a-z_]+)"', source)), "each metric is told of"
+    rows = re.findall(r"^\| `([a-z_]+)`", text, re.MULTILINE)
+    strategies = get_args(TrainConfig.model_fields["strategy"].annotation)
+    assert set(rows) == set(strategies), "each strategy is told of"

@@ -5,10 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from torchmetrics import CatMetric, Metric
 
 from sparktrain.cli import Terminated, outcome_as_exit_code
 from sparktrain.config import Config
-from sparktrain.errors import ConfigError, ModelUnusable, ScoringUnsupported, SparkFailed
+from sparktrain.errors import (
+    ConfigError,
+    MetricWithoutDirection,
+    ModelUnusable,
+    ScoringUnsupported,
+    SparkFailed,
+)
 from sparktrain.features import Target
 from tests.fixtures.tiny_task import TinyRegression
 
@@ -35,17 +42,22 @@ def test_a_best_metric_that_the_task_lacks_is_refused_before_anything_is_prepare
         check_before_spark(config, ["prepare", "train"])
 
 
-def test_a_best_metric_that_falls_as_the_model_learns_is_refused() -> None:
+def test_a_best_metric_that_the_task_lacks_or_that_has_no_direction_is_refused() -> None:
     from sparktrain.gang.supervise import check_metric
 
     def config(metric: str) -> Config:
         return Config.model_validate({**CONFIG, "train": {"best_metric": metric}})
 
-    check_metric(TinyRegression(), config("r2"))
-    with pytest.raises(ConfigError, match=r"of rmse a lower one is better(.|\n)*give one of: r2$"):
-        check_metric(TinyRegression(), config("rmse"))
-    with pytest.raises(ConfigError, match=r"no metric 'auroc'; it has: r2$"):
+    class Undirected(TinyRegression):
+        def metrics(self) -> dict[str, Metric]:
+            return {"spread": CatMetric()}
+
+    for metric in ("r2", "rmse", "loss"):
+        check_metric(TinyRegression(), config(metric))
+    with pytest.raises(ConfigError, match=r"no metric 'auroc'; it has: r2, rmse, mae, loss$"):
         check_metric(TinyRegression(), config("auroc"))
+    with pytest.raises(MetricWithoutDirection, match=r"best_metric is spread.*higher_is_better"):
+        check_metric(Undirected(), config("spread"))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
-"""What the data card's page is made of: tables, numbers as people read them, and the style sheet.
+"""What a page for people is made of: tables, numbers as they read them, and the style sheet.
 
 Whatever goes into a table is escaped, unless it is an `Html`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 
@@ -54,6 +54,50 @@ def meter(share: float) -> Html:
 def details(summary: str, content: str) -> Html:
     """Something that opens on a click, without a script; `content` is markup."""
     return Html(f"<details><summary>{escape(summary)}</summary>{content}</details>")
+
+
+def tiles(figures: Mapping[str, str]) -> Html:
+    """Figures that catch the eye, side by side: value by name."""
+    shown = "".join(
+        f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in figures.items()
+    )
+    return Html(f'<div class="tiles">{shown}</div>')
+
+
+def page(heading: str, title: str, about: Html, sections: Mapping[str, str], style: str = "") -> str:
+    """A whole page that needs nothing else: no script, no network, light or dark.
+
+    Args:
+        heading: shown as such; `title` is the browser's.
+        about: below the heading.
+        sections: markup by title; an empty one is left out.
+        style: of this page alone, besides that of all.
+    """
+    shown = {name: content for name, content in sections.items() if content}
+    ids = {name: name.replace(" ", "-") for name in shown}
+    links = " ".join(f'<a href="#{ids[name]}">{name}</a>' for name in shown)
+    body = "\n".join(
+        f'<section id="{ids[name]}"><h2>{name}</h2>{content}</section>' for name, content in shown.items()
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{escape(title)}</title>
+<style>{STYLE}{style}</style>
+</head>
+<body>
+<header>
+<h1>{escape(heading)}</h1>
+{about}
+<nav>{links}</nav>
+</header>
+{body}
+</body>
+</html>
+"""
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]], kind: str = "") -> Html:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from sparktrain.dataset.card_html import STYLE, Html, details, meter, number, percent, size, table
+from sparktrain.dataset.card_html import Html, details, meter, number, page, percent, size, table, tiles
 from sparktrain.dataset.card_plot import draw
 
 if TYPE_CHECKING:
@@ -28,48 +28,25 @@ def page_of(card: Card) -> str:
         "Layout": _layout(card),
         "Versions": table(["library", "version"], card.versions.items()),
     }
-    shown = {title: content for title, content in sections.items() if content}
-    links = " ".join(f'<a href="#{title}">{title}</a>' for title in shown)
-    body = "\n".join(
-        f'<section id="{title}"><h2>{title}</h2>{content}</section>' for title, content in shown.items()
-    )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{escape(card.name)}: data card</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header>
-<h1>{escape(card.name)}</h1>
-<p class="soft">data card of <code>{escape(card.fingerprint)}</code></p>
-<nav>{links}</nav>
-</header>
-{body}
-</body>
-</html>
-"""
+    about = Html(f'<p class="soft">data card of <code>{escape(card.fingerprint)}</code></p>')
+    return page(card.name, f"{card.name}: data card", about, sections)
 
 
 def _rows(card: Card) -> Html:
     rows_in = max(card.rows_in, 1)
-    tiles = {
+    figures = {
         "rows in": number(card.rows_in),
         "kept": number(card.rows_kept),
         "quarantined": number(sum(card.quarantined.values())),
         "raw columns": number(len(card.columns)),
         "on disk": size(sum(split.size_bytes for split in card.splits)),
     }
-    shown = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in tiles.items())
     rules = [
         (rule, rows, percent(rows / rows_in), meter(rows / rows_in))
         for rule, rows in card.quarantined.items()
     ]
     by_rule = table(["quarantined by rule", "rows", "of the rows in", ""], rules, "names") if rules else ""
-    return Html(f'<div class="tiles">{shown}</div>{by_rule}')
+    return Html(tiles(figures) + by_rule)
 
 
 def _splits(card: Card) -> Html:

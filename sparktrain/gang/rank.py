@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from sparktrain.config import DataConfig, TrainConfig
 from sparktrain.dataset import open_dataset
 from sparktrain.faults import FaultPlan
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.events import EventWriter
+from sparktrain.runs.host_metrics import HostMetrics
 from sparktrain.storage import AnyPath
 from sparktrain.training.checkpoint import open_checkpoint
-from sparktrain.training.evaluate import Evaluation
+from sparktrain.training.evaluate import Columns
 from sparktrain.training.loop import Loop
+from sparktrain.training.profile import StepProfiler
 from sparktrain.training.task import TrainTask
 from sparktrain.world import World
 
@@ -36,6 +38,7 @@ class RunSpec:
         data: how the dataset is read.
         checkpoints: where they lie; None: in the run's directory.
         faults: what is to go wrong, in tests.
+        system_metrics_seconds: between two looks at a host's CPU and memory; None: none are taken.
     """
 
     run_dir: Path
@@ -46,6 +49,7 @@ class RunSpec:
     data: DataConfig = field(default_factory=DataConfig)
     checkpoints: AnyPath | None = None
     faults: FaultPlan | None = None
+    system_metrics_seconds: float | None = None
 
 
 def train_rank(spec: RunSpec) -> dict[str, Any]:
@@ -60,22 +64,45 @@ def train_rank(spec: RunSpec) -> dict[str, Any]:
     dataset = open_dataset(spec.dataset, reader=spec.data.reader)
     with EventWriter(run.events, world.rank, world.attempt) as emit:
         checkpoints = spec.checkpoints or run.checkpoints
-        loop = Loop(spec.task, dataset, spec.config, world, checkpoints, emit, spec.data, spec.faults)
-        outcome = loop.run(saved)
-    if outcome.test is not None and outcome.test.prediction is not None:
+        profiler = StepProfiler(spec.config.profile_steps, world, run.profile)
+        loop = Loop(
+            spec.task, dataset, spec.config, world, checkpoints, emit, spec.data, spec.faults, profiler
+        )
+        with _host_metrics(spec, run, world, emit), closing(profiler):
+            outcome = loop.run(saved)
+    test = outcome.test
+    if test is not None and test.prediction is not None and test.target is not None:
         name = "probability" if dataset.features.has_binary_target else "prediction"
-        _write_predictions(outcome.test, outcome.test.prediction, name, _predictions_file(run, world.rank))
+        columns: dict[str, Columns] = {"row_id": test.row_id, name: test.prediction, "target": test.target}
+        write_predictions(columns, _predictions_file(run, world.rank))
         if world.is_first:
             _delete_predictions_from(world.size, run)
     return {"steps": outcome.steps, "metrics": outcome.metrics, "best": outcome.best.name}
 
 
-def _write_predictions(test: Evaluation, predicted: NDArray[np.float32], name: str, path: Path) -> None:
-    """Write row_id, the prediction under `name` (a list if a row has several numbers), and target."""
-    prediction = pa.array(predicted.ravel())
-    if predicted.ndim > 1:
-        prediction = pa.FixedSizeListArray.from_arrays(prediction, math.prod(predicted.shape[1:]))
-    pq.write_table(pa.table({"row_id": test.row_id, name: prediction, "target": test.target}), path)
+def _host_metrics(
+    spec: RunSpec, run: RunDirectory, world: World, emit: EventWriter
+) -> AbstractContextManager[object]:
+    """One rank of a host looks after all of it."""
+    if spec.system_metrics_seconds is None or world.local_rank:
+        return nullcontext()
+    return HostMetrics(emit, run.began, spec.system_metrics_seconds)
+
+
+def write_predictions(columns: Mapping[str, Columns], path: Path) -> None:
+    """Write a row for each row of the split; what is a dict by target becomes a struct."""
+    pq.write_table(pa.table({name: _column(values) for name, values in columns.items()}), path)
+
+
+def _column(values: Columns) -> pa.Array:
+    """Return a column with one number a row, or a list of a fixed length; a dict becomes a struct."""
+    if isinstance(values, Mapping):
+        columns = {name: _column(column) for name, column in values.items()}
+        return pa.StructArray.from_arrays(list(columns.values()), names=list(columns))
+    column = pa.array(values.ravel())
+    if values.ndim > 1:
+        column = pa.FixedSizeListArray.from_arrays(column, math.prod(values.shape[1:]))
+    return column
 
 
 def _predictions_file(run: RunDirectory, rank: int) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from sparktrain.gang.launch import Gang
 from sparktrain.gang.rank import RunSpec, train_rank
 from sparktrain.gang.slots import num_slots, profile_of_rank
 from sparktrain.runs.directory import RunDirectory
+from sparktrain.storage import commit_json
 from sparktrain.training.checkpoint import newest_valid
 
 logger = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ class Attempts:
                 outcome: dict[str, Any] = self._gang().run(train_rank, spec)[0]
                 return outcome
             except SparktrainError as error:
+                _keep(self._run, self.number, error)
                 # Slots that were there once may come back; at the first attempt they are too few for good.
                 is_away = failures > 0 and isinstance(error, NotEnoughSlots | GangNotStarted)
                 if not (error.is_transient or is_away) or not self._config.max_restarts:
@@ -123,6 +126,13 @@ class Attempts:
             return wanted  # the gang itself refuses what can't be
         logger.warning("going on with %d ranks instead of %d: the cluster has no more slots", slots, wanted)
         return slots
+
+
+def _keep(run: RunDirectory, number: int, error: SparktrainError) -> None:
+    """Leave with the attempt why it ended: the run's result only tells of the last one."""
+    failure = {"error": type(error).__name__, "text": str(error), "time": time.time()}
+    with suppress(OSError):  # there is none if it never came to be, and the next one takes its number
+        commit_json(run.failure_file(number), failure)
 
 
 def _tell(number: int, error: SparktrainError, step: int, left: int) -> None:

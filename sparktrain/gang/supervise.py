@@ -31,11 +31,12 @@ from sparktrain.gang.rank import RunSpec
 from sparktrain.gang.restart import Attempts
 from sparktrain.gang.settings import check_before_launch
 from sparktrain.gang.shipping import ship_code_of
-from sparktrain.runs.describe import flatten, masked
+from sparktrain.gang.slots import setting
+from sparktrain.runs.describe import flatten, keep_facts, masked
 from sparktrain.runs.directory import FINISHED, RunDirectory
 from sparktrain.runs.follow import Follower
 from sparktrain.runs.late import LateTracker, start_tracking
-from sparktrain.runs.publish import Outcome, publish_or_tell
+from sparktrain.runs.publish import Outcome, publish_or_tell, write_and_log_report
 from sparktrain.runs.tracking import Tracker
 from sparktrain.storage import check_writable, commit_json, read_json
 from sparktrain.training.blocks import blocks_of
@@ -152,6 +153,7 @@ def _lead(
     if session is not None:
         attempts = Attempts(session, run, config.train, on_output)
         attempts.check()
+    keep_facts(run, dataset, model, _spark_tags(session) if session is not None else None)
     tracker = start_tracking(run, config, dataset, model)
     facts: dict[str, Any] = {
         "run_dir": str(run.path),
@@ -166,6 +168,7 @@ def _lead(
         config.data,
         checkpoints,
         faults,
+        config.tracking.system_metrics_seconds,
     )
     with _ending(run, tracker, attempts, facts):
         with Follower(run, tracker, on_event):
@@ -187,6 +190,7 @@ def _lead(
             **facts,
         )
         run.write_result(result.to_dict())
+    write_and_log_report(run, tracker if published.reached else None)
     if published.reached:
         tracker.finish("FINISHED")
     if published.problem and config.tracking.required:
@@ -197,6 +201,17 @@ def _lead(
         text = "the model is not registered: %s. Deliver what MLflow lacks, once it is back: %s"
         logger.warning(text, published.problem, run.replay_command)
     return result
+
+
+def _spark_tags(session: SparkSession) -> dict[str, str]:
+    """Where to find the training in Spark's own pages and logs."""
+    names = {
+        "spark.app_id": "spark.app.id",
+        "spark.app_name": "spark.app.name",
+        "spark.master": "spark.master",
+    }
+    found = {tag: setting(session, name) for tag, name in names.items()}
+    return {tag: value for tag, value in found.items() if value} | {"spark.version": session.version}
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
@@ -338,5 +353,6 @@ def _ending(
         run.write_result(result)
         if isinstance(error, SparktrainError | KeyboardInterrupt):
             error.result = result  # type: ignore[union-attr]  # for the command, which tells where the run lies
-        tracker.finish("KILLED" if killed else "FAILED")
+        is_there = tracker.finish("KILLED" if killed else "FAILED")
+        write_and_log_report(run, tracker if is_there else None)
         raise

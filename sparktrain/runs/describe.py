@@ -6,15 +6,18 @@ import getpass
 import json
 import platform
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sparktrain
 from sparktrain.runs.connection import without_secrets
 from sparktrain.runs.directory import RunDirectory
+from sparktrain.storage import commit_json, read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,12 +74,34 @@ def changed_params(logged: Mapping[str, str], params: Mapping[str, str]) -> dict
     }
 
 
+def keep_facts(
+    run_dir: RunDirectory, dataset: Dataset, model: nn.Module, spark: Mapping[str, str] | None = None
+) -> None:
+    """Write down what a run runs with, where it runs: MLflow may be told of it much later, from elsewhere.
+
+    Args:
+        spark: tags about the session; None without Spark.
+    """
+    tags = tags_of(run_dir, dataset, model) | dict(spark or {})
+    commit_json(run_dir.facts_file, {"tags": tags, "model": str(model)})
+
+
+def facts_of(run_dir: RunDirectory) -> tuple[dict[str, str], str | None]:
+    """Return the tags that `keep_facts` wrote, and the model as text; nothing if it did not."""
+    try:
+        facts = read_json(run_dir.facts_file)
+    except FileNotFoundError:
+        return {}, None
+    return dict(facts["tags"]), facts["model"]
+
+
 def tags_of(run_dir: RunDirectory, dataset: Dataset | None, model: nn.Module | None) -> dict[str, str]:
     """Return versions, places and fingerprints; a fact that can't be had is left out."""
     tags = {
         "sparktrain.version": sparktrain.__version__,
         "sparktrain.run_dir": str(run_dir.path),
         "python.version": platform.python_version(),
+        "sparktrain.host": socket.gethostname(),
         "mlflow.source.name": sys.argv[0] or "python",
         "mlflow.source.type": "LOCAL",
     }
@@ -89,11 +114,32 @@ def tags_of(run_dir: RunDirectory, dataset: Dataset | None, model: nn.Module | N
             continue
     if user := _user():
         tags["mlflow.user"] = user
-    if commit := _git_commit():
-        tags["mlflow.source.git.commit"] = commit
+    tags |= git_tags()
     if model is not None:
         tags["model.num_parameters"] = str(sum(p.numel() for p in model.parameters()))
     return tags
+
+
+def attempt_tags(run_dir: RunDirectory) -> dict[str, str]:
+    """Return how often the run was started: by its driver after failures, and by a resume."""
+    attempts = run_dir.num_attempts
+    return {"sparktrain.attempts": str(attempts), "sparktrain.restarts": str(max(attempts - 1, 0))}
+
+
+def git_tags(folder: Path | None = None) -> dict[str, str]:
+    """Return commit and branch of the repository that a folder lies in, and whether files differ from them.
+
+    Args:
+        folder: None takes the working directory, which holds `pipelines/`.
+    """
+    tags = {
+        "mlflow.source.git.commit": _git(folder, "rev-parse", "HEAD"),
+        "mlflow.source.git.branch": _git(folder, "symbolic-ref", "--short", "HEAD"),  # none when detached
+    }
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    if tags["mlflow.source.git.commit"] and changes is not None:
+        tags["mlflow.source.git.dirty"] = str(bool(changes)).lower()
+    return {key: value for key, value in tags.items() if value}
 
 
 def _user() -> str | None:
@@ -103,11 +149,17 @@ def _user() -> str | None:
         return None
 
 
-def _git_commit() -> str | None:
+def _git(folder: Path | None, *command: str) -> str | None:
+    """Return what git answers; None if it has no answer, or takes too long for one."""
     try:
         found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+            ["git", "--no-optional-locks", *command],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return found.stdout.strip()

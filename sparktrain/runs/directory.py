@@ -56,6 +56,12 @@ class RunDirectory:
         return self.path.name
 
     @property
+    def began(self) -> float:
+        """When it was created, in seconds since 1970, as its name says."""
+        date, time_of_day = self.name.split("-")[-3:-1]
+        return datetime.strptime(f"{date}{time_of_day}+0000", "%Y%m%d%H%M%S%z").timestamp()
+
+    @property
     def root(self) -> Path:
         """Where it lies: `storage.root`, which the configuration may give relative to a working directory."""
         return self.path.parents[1]
@@ -84,6 +90,21 @@ class RunDirectory:
     @property
     def spec_file(self) -> Path:
         return self.path / "spec.json"
+
+    @property
+    def facts_file(self) -> Path:
+        """What the run ran with, as the driver found it: a replay may run elsewhere, and much later."""
+        return self.path / "facts.json"
+
+    @property
+    def profile(self) -> Path:
+        """Traces of the profiler."""
+        return self.path / "profile"
+
+    @property
+    def report_file(self) -> Path:
+        """The run on one page, for people."""
+        return self.path / "report.html"
 
     @property
     def mlflow_file(self) -> Path:
@@ -142,6 +163,14 @@ class RunDirectory:
             int(entry.name.removeprefix("attempt-")) for entry in self.path.glob("attempt-[0-9][0-9][0-9]*")
         ]
         return max(taken, default=0) + 1
+
+    @property
+    def num_attempts(self) -> int:
+        return len(list(self.path.glob("attempt-[0-9][0-9][0-9]*")))
+
+    def failure_file(self, number: int) -> Path:
+        """Why an attempt ended before its time, in the driver's words."""
+        return self.attempt(number) / "failure.json"
 
     def write_result(self, result: Mapping[str, object]) -> None:
         """Commit `result.json`; a non-finite number becomes null, because JSON has none."""

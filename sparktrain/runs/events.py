@@ -23,6 +23,9 @@ _log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 
+METRIC_KINDS = frozenset({"metrics", "system"})
+"""Events with `step` and `values`: of the training, by step; of a host, by second of the run."""
+
 _SEGMENT = re.compile(r"a(\d{3,})-r(\d{3,})-(\d{6,})\.jsonl")
 _MAX_BUFFERED = 10_000
 # Rare and worth seeing at once; progress and metrics come with every step and can wait for the next segment.
@@ -157,13 +160,13 @@ def _read_segment(path: Path) -> list[Event]:
 
 def _encode(event: Event) -> Event:
     """Write a non-finite metric as text ("nan", "inf", "-inf"): strict JSON has no number for it."""
-    if event.get("kind") != "metrics":
+    if event.get("kind") not in METRIC_KINDS:
         return event
     values = {key: float(value) for key, value in event["values"].items()}
     return {**event, "values": {key: v if math.isfinite(v) else str(v) for key, v in values.items()}}
 
 
 def _decode(event: Event) -> Event:
-    if event.get("kind") != "metrics":
+    if event.get("kind") not in METRIC_KINDS:
         return event
     return {**event, "values": {key: float(value) for key, value in event["values"].items()}}

@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self
 
 from sparktrain.runs.connection import reason_of
 from sparktrain.runs.directory import RunDirectory
-from sparktrain.runs.events import Event, EventReader
+from sparktrain.runs.events import METRIC_KINDS, Event, EventReader
 
 _log = logging.getLogger(__name__)
 
@@ -176,4 +176,4 @@ def deliver_all(run_dir: RunDirectory, tracker: Mirror) -> None:
 
 
 def _metrics(events: Sequence[Event]) -> list[Event]:
-    return [event for event in events if event.get("kind") == "metrics"]
+    return [event for event in events if event.get("kind") in METRIC_KINDS]

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sparktrain.runs.events import METRIC_KINDS
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
@@ -34,7 +36,7 @@ class Position:
     def metrics_of(self, event: Mapping[str, Any]) -> Iterator[Metric]:
         from mlflow.entities import Metric
 
-        if event.get("kind") != "metrics":
+        if event.get("kind") not in METRIC_KINDS:
             return
         step, milliseconds = int(event["step"]), int(event["time"] * 1000)
         for key, value in event["values"].items():

@@ -6,33 +6,29 @@ import dataclasses
 import logging
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from sparktrain.config import Config
 from sparktrain.dataset import Dataset
 from sparktrain.dataset.card import CARD_FILE, CARD_PAGE
 from sparktrain.errors import TrackingUnavailable
+from sparktrain.features import FittedTarget
 from sparktrain.runs.connection import reason_of
 from sparktrain.runs.directory import RunDirectory
-from sparktrain.runs.events import EventReader
+from sparktrain.runs.evaluation_plots import evaluation_figures
+from sparktrain.runs.evaluation_table import log_evaluation_table
+from sparktrain.runs.events import Event, EventReader
 from sparktrain.runs.follow import deliver_all
 from sparktrain.runs.late import LateTracker
-from sparktrain.runs.plots import (
-    calibration_figure,
-    curves_from,
-    loss_figure,
-    precision_recall_figure,
-    roc_figure,
-)
+from sparktrain.runs.logged_checkpoints import log_checkpoints
+from sparktrain.runs.plots import curves_from, loss_figure
 from sparktrain.runs.reference import logistic_regression_reference
 from sparktrain.runs.registry import CHECKPOINT_TAG, WEIGHTS_FILE, log_model, registered_already
+from sparktrain.runs.report import Report, write_report
 from sparktrain.runs.tracking import Tracker
 from sparktrain.storage import AnyPath, RemotePath, commit_json, read_json
 from sparktrain.training.checkpoint import open_checkpoint
@@ -71,12 +67,9 @@ class Outcome:
         """Take what `train_rank` returned, fit the reference to compare with; MLflow is not needed."""
         metrics: dict[str, float] = dict(trained["metrics"])
         is_binary = dataset.features.has_binary_target
-        if is_binary and config.train.reference == "logistic_regression" and dataset.num_rows("test"):
-            logger.info("fitting the logistic regression to compare with")
-            found = logistic_regression_reference(dataset)
-            metrics |= {
-                f"reference/{'loss' if name == 'log_loss' else name}": value for name, value in found.items()
-            }
+        if dataset.num_rows("test"):
+            found = _reference(dataset, task, config.train.reference)
+            metrics |= {f"reference/{name}": float(value) for name, value in found.items()}
         has_arguments = is_binary and dataclasses.is_dataclass(task)
         arguments = dataclasses.asdict(task) if has_arguments else {}  # type: ignore[call-overload]
         pipeline = type(task).__module__.rpartition(".")[0]
@@ -97,6 +90,21 @@ class Outcome:
     def checkpoint(self, run: RunDirectory) -> AnyPath:
         """The best one's directory."""
         return run.checkpoints_in(self.checkpoints) / self.best
+
+
+def _reference(dataset: Dataset, task: TrainTask, wanted: str) -> Mapping[str, float]:
+    """Metrics of what to compare with, named as the model's own."""
+    if wanted == "task":
+        try:
+            return task.reference(dataset)
+        except Exception:  # the training is done, and worth more than what it is compared with
+            logger.exception("no reference: the Task's own failed")
+            return {}
+    if wanted == "none" or not dataset.features.has_binary_target:
+        return {}
+    logger.info("fitting the logistic regression to compare with")
+    found = logistic_regression_reference(dataset)
+    return {"loss" if name == "log_loss" else name: value for name, value in found.items()}
 
 
 @dataclass(frozen=True)
@@ -138,18 +146,27 @@ def publish(run: RunDirectory, tracker: Tracker, dataset: Dataset, outcome: Outc
     """Log plots and final metrics, register the best checkpoint's model; what is there already stays.
 
     Scoring gives one probability a row: with other targets than a single binary one, no model is registered,
-    and there are neither a reference nor plots of predictions.
+    and there is no reference.
 
     Returns:
         The URI of the registered version, or None.
     """
-    is_binary = dataset.features.has_binary_target
     final = {name: v for name, v in outcome.metrics.items() if not name.startswith("validation/")}
     if final:
         tracker.log_metrics(outcome.steps, final)
-    _log_figures(run, tracker, is_binary)
+    events = EventReader(run.events).poll()
+    _log_figures(run, tracker, dataset.features.targets, events)
+    log_evaluation_table(tracker, outcome.metrics)
     log_card(tracker, dataset)
-    if not is_binary:
+    model_uri = _register(run, tracker, dataset, outcome)
+    log_checkpoints(
+        tracker, dataset, outcome.checkpoint(run), outcome.steps, events, outcome.registered_model
+    )
+    return model_uri
+
+
+def _register(run: RunDirectory, tracker: Tracker, dataset: Dataset, outcome: Outcome) -> str | None:
+    if not dataset.features.has_binary_target:
         logger.warning(
             "the model is not registered: scoring knows one binary target so far, this dataset has %s; "
             "the weights are in %s",
@@ -178,6 +195,35 @@ def publish(run: RunDirectory, tracker: Tracker, dataset: Dataset, outcome: Outc
         )
 
 
+def write_and_log_report(run: RunDirectory, tracker: Tracker | LateTracker | None) -> None:
+    """Write the run's page, and store it with the run, and what the profiler left; a problem is only told.
+
+    Args:
+        tracker: None: MLflow did not answer just now.
+    """
+    try:
+        report = write_report(run)
+    except Exception as error:  # the training's own outcome must not be lost to this
+        logger.warning("can't write the report of %s: %s: %s", run.path, type(error).__name__, error)
+        return
+    if tracker is None:
+        return
+    try:
+        log_report(tracker.reached(), run, report)
+    except Exception as error:
+        text = "MLflow did not take the report: %s. It is %s; deliver it later: %s"
+        logger.warning(text, reason_of(error), report.file, run.replay_command)
+
+
+def log_report(tracker: Tracker, run: RunDirectory, report: Report) -> None:
+    """Store the report with the run, and the profiler's traces; raises what MLflow raises."""
+    tracker.log_file(report.file)
+    note = f"{report.summary} See `{report.file.name}` among the artifacts."
+    tracker.set_tags({"mlflow.note.content": note})  # what its page begins with
+    for trace in sorted(run.profile.glob("*.json.gz")):
+        tracker.log_file(trace, "profile")
+
+
 def log_card(tracker: Tracker, dataset: Dataset) -> None:
     """Store the dataset's card with the run, under `dataset/`; a dataset without one leaves nothing."""
     for name in (CARD_PAGE, CARD_FILE):
@@ -195,15 +241,11 @@ def _log_remote(tracker: Tracker, path: RemotePath, name: str) -> None:
         tracker.log_file(copy, "dataset")
 
 
-def _log_figures(run: RunDirectory, tracker: Tracker, is_binary: bool) -> None:
-    curves = curves_from(EventReader(run.events).poll())
+def _log_figures(
+    run: RunDirectory, tracker: Tracker, targets: Sequence[FittedTarget], events: Sequence[Event]
+) -> None:
+    curves = curves_from(events)
     figures = {"loss": loss_figure(curves.get("train/loss", []), curves.get("validation/loss", []))}
-    predictions = sorted(run.predictions.glob("test-rank-*.parquet"))
-    if predictions and is_binary:
-        rows = pa.concat_tables([pq.read_table(file) for file in predictions])
-        target, probability = rows["target"].to_numpy(), rows["probability"].to_numpy()
-        figures["roc"] = roc_figure(target, probability)
-        figures["precision_recall"] = precision_recall_figure(target, probability)
-        figures["calibration"] = calibration_figure(target, probability)
+    figures |= evaluation_figures(sorted(run.predictions.glob("test-rank-*.parquet")), targets)
     for name, figure in figures.items():
         tracker.log_figure(figure, f"plots/{name}.png")

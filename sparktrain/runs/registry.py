@@ -62,7 +62,7 @@ def log_model(
         arguments: of its `Task`; plain values.
         sample: a few raw rows, all columns of the features; they become the input example.
         step: of the run, whose weights these are.
-        tags: of the version.
+        tags: of the version, and of MLflow's record of the model.
         package_folder: where the package lies; None finds it on the Python path.
         requirements: of the pipeline's model.py, beyond torch and what sparktrain needs.
 
@@ -80,7 +80,7 @@ def log_model(
         example = _example(sample, features)
         with (
             bounded_http(_UPLOAD_TIMEOUT_SECONDS, max_retries=3),
-            _logged_model(tracker, registered_name) as model,
+            _logged_model(tracker, registered_name, tags) as model,
         ):
             _save(model, work / "model", artifacts, code, features, example, requirements)
             _prove(work / "model", example)
@@ -102,13 +102,13 @@ def _write_artifacts(
 
 
 @contextmanager
-def _logged_model(tracker: Tracker, name: str) -> Iterator[Model]:
+def _logged_model(tracker: Tracker, name: str, tags: Mapping[str, str] | None) -> Iterator[Model]:
     """Make MLflow's record of the model; its status says whether the files came through."""
     from mlflow.models import Model
 
     params = tracker.client.get_run(tracker.run_id).data.params
     record = tracker.client.create_logged_model(
-        tracker.experiment_id, name=name, source_run_id=tracker.run_id, params=params
+        tracker.experiment_id, name=name, source_run_id=tracker.run_id, tags=dict(tags or {}), params=params
     )
     try:
         yield Model(

@@ -17,7 +17,8 @@ from sparktrain.errors import ReplayRefused, SparktrainError, TrackingUnavailabl
 from sparktrain.runs.connection import reason_of, resolve_tracking_uri, without_secrets
 from sparktrain.runs.directory import FINISHED, RunDirectory
 from sparktrain.runs.follow import deliver_all
-from sparktrain.runs.publish import Outcome, publish
+from sparktrain.runs.publish import Outcome, log_report, publish
+from sparktrain.runs.report import write_report
 from sparktrain.runs.tracking import Status, Tracker
 from sparktrain.storage import read_json
 
@@ -94,6 +95,10 @@ def _replay(run: RunDirectory, config: Config, uri: str) -> Replayed:
     if result:
         new = {"run_id": tracker.run_id, "model_uri": model_uri, "unpublished": None}
         run.write_result({**result, **new})
+    try:
+        log_report(tracker, run, write_report(run))
+    except Exception as error:
+        raise TrackingUnavailable(without_secrets(uri), reason_of(error)) from error
     place = without_secrets(uri)
     return Replayed(tracker.run_id, str(run.path), place, tracker.num_logged, status or "RUNNING", model_uri)
 

@@ -28,7 +28,7 @@ from sparktrain.runs.connection import (
     resolve_tracking_uri,
     without_secrets,
 )
-from sparktrain.runs.describe import changed_params, masked, params_of, tags_of
+from sparktrain.runs.describe import attempt_tags, changed_params, facts_of, masked, params_of, tags_of
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.position import Position
 from sparktrain.storage import commit_json, read_json
@@ -36,6 +36,7 @@ from sparktrain.storage import commit_json, read_json
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from torch import nn
 
     from sparktrain.dataset import Dataset
@@ -44,6 +45,7 @@ _log = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+_PARENT = "mlflow.parentRunId"
 _METRICS_PER_CALL = 1000  # MLflow's limit
 _PARAMS_PER_CALL = 100
 _REQUEST_TIMEOUT_SECONDS = 20
@@ -103,12 +105,27 @@ class Tracker:
 
     @classmethod
     def _create(cls, client: MlflowClient, uri: str, run_dir: RunDirectory, config: Config) -> Self:
-        name = config.tracking.experiment or config.pipeline
-        experiment_id = _experiment(client, uri, name, run_dir.root)
+        name, experiment_id = cls._experiment_of(client, uri, run_dir, config)
         run = client.create_run(experiment_id, run_name=run_dir.name)
         where = {"run_id": run.info.run_id, "experiment": name, "tracking_uri": without_secrets(uri)}
         commit_json(run_dir.mlflow_file, where)
         return cls(client, uri, run.info.run_id, experiment_id, run_dir)
+
+    @staticmethod
+    def _experiment_of(
+        client: MlflowClient, uri: str, run_dir: RunDirectory, config: Config
+    ) -> tuple[str, str]:
+        """Return name and id of the experiment: the configured one, else the parent's or the pipeline's.
+
+        MLflow's page shows a run under its parent only within one experiment.
+        """
+        parent = config.tracking.parent_run_id
+        name = config.tracking.experiment
+        if parent is not None:
+            its = client.get_experiment(_existing_run(client, uri, parent).info.experiment_id)
+            name = name or its.name
+        name = name or config.pipeline
+        return name, _experiment(client, uri, name, run_dir.root)
 
     @classmethod
     def _continue(cls, client: MlflowClient, uri: str, run_dir: RunDirectory) -> Self | None:
@@ -142,12 +159,15 @@ class Tracker:
         new = [Param(key, value) for key, value in params.items() if key not in logged]
         for chunk in _chunks(new, _PARAMS_PER_CALL):
             self.client.log_batch(self.run_id, params=chunk, synchronous=True)
-        tags = tags_of(run_dir, dataset, model) | changed_params(logged, params)
+        kept, text = facts_of(run_dir)  # of the driver that trained; this one may only deliver
+        tags = (kept or tags_of(run_dir, dataset, model)) | changed_params(logged, params)
+        tags[_PARENT] = config.tracking.parent_run_id or ""
+        tags = {key: value for key, value in tags.items() if value}
         for chunk in _chunks([RunTag(key, value) for key, value in tags.items()], _PARAMS_PER_CALL):
             self.client.log_batch(self.run_id, tags=chunk, synchronous=True)
         self.client.log_text(self.run_id, yaml.safe_dump(tree, sort_keys=False), "config.yaml")
-        if model is not None:
-            self.client.log_text(self.run_id, f"{model}\n", "model.txt")
+        if model is not None or text is not None:
+            self.client.log_text(self.run_id, f"{model if text is None else text}\n", "model.txt")
         if dataset is not None:
             self._log_input(dataset)
 
@@ -217,6 +237,12 @@ class Tracker:
         with _calls():
             self.client.log_dict(self.run_id, dict(value), name)
 
+    def log_table(self, columns: Mapping[str, Sequence[object]], name: str) -> None:
+        """Store a table, which MLflow's page shows as one; what is there already stays as it is."""
+        with _calls():
+            if not any(file.path == name for file in self.client.list_artifacts(self.run_id)):
+                self.client.log_table(self.run_id, dict(columns), name)
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
@@ -224,13 +250,16 @@ class Tracker:
             self.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()], synchronous=True)
 
     def finish(self, status: Status) -> bool:
-        """Mark how the run ended. Never raises: the training's own outcome must not be lost to this.
+        """Mark how the run ended, and after how many attempts.
+
+        Never raises: the training's own outcome must not be lost to this.
 
         Returns:
             Whether MLflow knows it now; a warning tells how to make up for it.
         """
         try:
             with _calls(_SHORT_TIMEOUT_SECONDS, max_retries=0):
+                self.set_tags(attempt_tags(self._run_dir))
                 self.client.set_terminated(self.run_id, status)
         except Exception as error:
             warn_of_end(self._run_dir, status, error)
@@ -250,6 +279,18 @@ def _calls(timeout_seconds: int = _REQUEST_TIMEOUT_SECONDS, max_retries: int = 1
         stack.enter_context(quiet_mlflow())
         stack.enter_context(bounded_http(timeout_seconds, max_retries))
         yield
+
+
+def _existing_run(client: MlflowClient, uri: str, run_id: str) -> Run:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+    problem = f"it has no run {run_id!r}, which tracking.parent_run_id names"
+    raise TrackingUnavailable(without_secrets(uri), problem)
 
 
 def _experiment(client: MlflowClient, uri: str, name: str, root: Path) -> str:

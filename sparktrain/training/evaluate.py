@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ from sparktrain.features import FittedFeatures
 from sparktrain.training.task import Batch, TrainTask
 from sparktrain.world import World
 
+Columns = NDArray[np.float32 | np.int64] | Mapping[str, NDArray[np.float32 | np.int64]]
+"""One column of rows, or several by name."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -29,14 +32,15 @@ class Evaluation:
         metrics: over all ranks' rows, "loss" among them: the mean that the rows' weights give. All others are
             without weights.
         row_id, prediction, target: this rank's rows: int64 [rows], float32 [rows, ...] as the Task predicts,
-            float32 or int64 [rows]. The last two are None where the target or the prediction is a dict.
+            float32 or int64 [rows]; dicts of these by name where there are several targets or predictions.
+            The last two are None where nothing is predicted of a target.
         masked: rows that this rank could not read and left out: "part, row group n" -> why.
     """
 
     metrics: dict[str, float]
     row_id: NDArray[np.int64]
-    prediction: NDArray[np.float32] | None
-    target: NDArray[np.float32 | np.int64] | None
+    prediction: Columns | None
+    target: Columns | None
     masked: Mapping[str, str]
 
 
@@ -58,7 +62,7 @@ def evaluate(
     stream = dataset.stream(split, global_batch_size, tail="mask", shuffle=False, **lanes)
     loss_and_weight = torch.zeros(2, dtype=torch.float64, device=world.device)
     row_ids: list[Tensor] = []
-    kept: list[tuple[Tensor, Tensor]] = []
+    kept: list[tuple[Any, Any]] = []
     model.eval()
     for batch in stream:
         pulse.beat()
@@ -75,24 +79,24 @@ def evaluate(
         losses = weighted(task, task.loss(outputs, target_of(features, rows)), weights)
         loss_and_weight += torch.stack([losses.double().sum(), weights.double().sum()])
         row_ids.append(rows["row_id"])
-        kept += _columns(prediction, target_of(features, rows))
+        kept.append((prediction, target_of(features, rows)))
     if not row_ids:
         # Only padding came to this rank: what was made of it has the right shape, dtype.
         none = {name: column[:0] for name, column in rows.items()}
         prediction = _each(lambda column: column[:0], prediction)
         _update_without_rows(metrics, prediction, _metric_target(features, none))
         row_ids.append(none["row_id"])
-        kept += _columns(prediction, target_of(features, none))
+        kept.append((prediction, target_of(features, none)))
     model.train()
     if world.size > 1:
         dist.all_reduce(loss_and_weight)
     values = {name: float(value) for name, value in metrics.compute().items()}
     values["loss"] = float(loss_and_weight[0] / loss_and_weight[1])
     row_id = torch.cat(row_ids).cpu().numpy()
-    if not kept:
+    if not features.targets:
         return Evaluation(values, row_id, None, None, stream.masked)
-    prediction, target = (torch.cat(column).cpu().numpy() for column in zip(*kept, strict=True))
-    return Evaluation(values, row_id, prediction, target, stream.masked)
+    predictions, targets = zip(*kept, strict=True)
+    return Evaluation(values, row_id, _joined(predictions), _joined(targets), stream.masked)
 
 
 def target_of(features: FittedFeatures, batch: Batch) -> Tensor | dict[str, Tensor]:
@@ -131,9 +135,15 @@ def _each(function: Callable[[Tensor], Tensor], predicted: Any) -> Any:
     return function(predicted)
 
 
-def _columns(prediction: Any, target: Any) -> list[tuple[Tensor, Tensor]]:
-    """The two as columns to keep; nothing where either is a dict."""
-    return [(prediction, target)] if isinstance(prediction, Tensor) and isinstance(target, Tensor) else []
+def _joined(parts: Sequence[Any]) -> Columns:
+    if isinstance(parts[0], Mapping):
+        return {name: _joined_column([part[name] for part in parts]) for name in parts[0]}
+    return _joined_column(parts)
+
+
+def _joined_column(parts: Sequence[Tensor]) -> NDArray[np.float32 | np.int64]:
+    column: NDArray[np.float32 | np.int64] = torch.cat(list(parts)).cpu().numpy()
+    return column
 
 
 def _update_without_rows(metrics: MetricCollection, *none: Any) -> None:

@@ -32,6 +32,7 @@ from sparktrain.training.generators import (
     seed_rank,
 )
 from sparktrain.training.pace import WorkClock
+from sparktrain.training.profile import StepProfiler
 from sparktrain.training.saving import Emit, Saver
 from sparktrain.training.step import Step, has_own_step
 from sparktrain.training.strategies import make_strategy
@@ -74,10 +75,12 @@ class Loop:
         emit: Emit,
         data: DataConfig | None = None,
         faults: FaultPlan | None = None,
+        profiler: StepProfiler | None = None,
     ) -> None:
         self.task, self.dataset, self.config, self.world = task, dataset, config, world
         self.data = data or DataConfig()
         self.directory, self.emit, self.faults = directory, emit, faults
+        self.profiler = profiler
         be_deterministic(config.deterministic, world)
         torch.manual_seed(config.seed)  # the same weights on every rank
         self.model = task.build_model(dataset.features).to(world.device)
@@ -128,6 +131,8 @@ class Loop:
             self.window.clock.start()
             pulse.beat(self.step)
             try:
+                if self.profiler is not None:
+                    self.profiler.step(self.step + 1)
                 if self.faults is not None:
                     self.faults.strike(self.world, self.step + 1, batch)
                 self.updates.make(rows_to_device(batch, self.world.device), self.step + 1)

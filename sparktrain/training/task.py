@@ -15,6 +15,7 @@ from torchmetrics.functional.classification import multiclass_auroc
 from torchmetrics.utilities import dim_zero_cat
 
 from sparktrain.config import TrainConfig
+from sparktrain.dataset import Dataset
 from sparktrain.features import FittedFeatures
 
 if TYPE_CHECKING:
@@ -56,6 +57,13 @@ class TrainTask(ABC):
 
         A tensor of shape [rows, ...], or a dict of such for several targets.
         """
+
+    def reference(self, dataset: Dataset) -> Mapping[str, float]:
+        """Metrics of something simple on the test split, fitted on the train split, to compare with.
+
+        Called on the driver after the training, with `train.reference: task`; nothing unless overridden.
+        """
+        return {}
 
     @abstractmethod
     def metrics(self) -> dict[str, Metric]:

@@ -127,6 +127,15 @@ def check_published(run: RunDirectory, server: MlflowServer, versions: int = 1) 
     assert data["test/auroc"] == pytest.approx(result["metrics"]["test/auroc"])
     plots = [file.path for file in client.list_artifacts(result["run_id"], "plots")]
     assert "plots/loss.png" in plots and "plots/roc.png" in plots
+    papers = [file.path for file in client.list_artifacts(result["run_id"])]
+    assert {"evaluation.json", "report.html", "model.txt"} <= set(papers)
+    experiment = client.get_run(result["run_id"]).info.experiment_id
+    roles = [
+        model.tags["sparktrain.checkpoint_role"]
+        for model in client.search_logged_models([experiment])
+        if str(model.status) == "READY"
+    ]
+    assert sorted(roles) in (["best", "last"], ["best, last"]), "each once"
 
 
 def seconds_per_step(run: RunDirectory, since: float, until: float) -> float:
@@ -213,7 +222,7 @@ def test_what_a_server_missed_for_good_is_replayed(
     assert result["unpublished"] and result["metrics"]["test/auroc"] > 0
     assert told.value.result == result and told.value.exit_code == 5
     spilled = [json.loads(line) for line in run.spill_file.read_text().splitlines()]
-    assert spilled[-1]["step"] == 300
+    assert [event for event in spilled if event["kind"] == "metrics"][-1]["step"] == 300
     with pytest.raises(TrackingUnavailable):
         replay(run.path)
 

@@ -21,6 +21,7 @@ from sparktrain.gang import restart
 from sparktrain.gang.rank import RunSpec
 from sparktrain.gang.restart import Attempts
 from sparktrain.runs.directory import RunDirectory
+from sparktrain.storage import read_json
 from tests.fixtures.tiny_task import TinyTask
 
 LOST = RankLost([1], "killed by SIGKILL")
@@ -49,6 +50,26 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gangs: Gangs, **setti
 
 def test_a_lost_rank_is_worth_another_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert train(tmp_path, monkeypatch, Gangs(LOST, LOST, {"steps": 5})) == {"steps": 5}
+
+
+def test_each_attempt_keeps_why_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory(tmp_path)
+    run.attempt(1).mkdir()
+    raised = RankFailed(1, "host", "KeyError: 'x'")
+
+    class Started(Gangs):
+        def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+            run.attempt(run.next_attempt()).mkdir()
+            return super().run(function, *args)
+
+    with pytest.raises(RankFailed):
+        train(tmp_path, monkeypatch, Started(LOST, raised))
+    kept = [read_json(run.failure_file(number)) for number in (2, 3)]
+    assert [(failure["error"], failure["text"]) for failure in kept] == [
+        ("RankLost", str(LOST)),
+        ("RankFailed", str(raised)),
+    ]
+    assert not run.failure_file(1).exists()
 
 
 def test_an_error_of_the_task_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote
@@ -110,8 +111,25 @@ def test_mlflow_knows_the_dataset_by_our_fingerprint(finished: Job, run: Run) ->
 
 def test_mlflow_has_the_plots(finished: Job, client: MlflowClient, run: Run) -> None:
     plots = {file.path: file.file_size for file in client.list_artifacts(run.info.run_id, "plots")}
-    wanted = {f"plots/{name}.png" for name in ("loss", "roc", "precision_recall", "calibration")}
+    wanted = {f"plots/{name}.png" for name in ("loss", "roc", "precision_recall", "calibration", "confusion")}
     assert wanted <= set(plots) and min(plots.values()) > 1000
+
+
+def test_mlflow_has_the_run_on_one_page_its_figures_as_a_table_and_what_it_ran_on(
+    finished: Job, client: MlflowClient, run: Run
+) -> None:
+    papers = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"report.html", "evaluation.json", "config.yaml", "model.txt"} <= papers
+    assert run.data.tags["mlflow.note.content"].startswith("Finished: ")
+    assert run.data.tags["spark.app_id"] and run.data.tags["sparktrain.attempts"] == "1"
+    assert any(re.fullmatch(r"system/.+/cpu_percent", name) for name in run.data.metrics)
+    [best] = [
+        model
+        for model in client.search_logged_models([run.info.experiment_id])
+        if "best" in model.tags["sparktrain.checkpoint_role"]
+    ]
+    metrics = {metric.key: metric.value for metric in best.metrics}
+    assert metrics["test/auroc"] == pytest.approx(finished.result["metrics"]["test/auroc"], abs=1e-12)
 
 
 def test_the_registered_model_takes_raw_columns(finished: Job, client: MlflowClient) -> None:

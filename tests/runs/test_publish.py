@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sparktrain.dataset import open_dataset
+from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.dataset.card import CARD_PAGE
 from sparktrain.errors import RankLost
 from sparktrain.gang.rank import RunSpec, train_rank
 from sparktrain.gang.supervise import describe_dataset
+from sparktrain.runs.follow import deliver_all
 from sparktrain.runs.publish import Outcome, publish
 from sparktrain.runs.tracking import Tracker
 from sparktrain.testing import TargetKind, run_ranks, write_tiny_dataset
@@ -30,10 +33,16 @@ pytestmark = pytest.mark.ranks
 
 
 @pytest.mark.parametrize(
-    ("kind", "task", "metric", "prediction"),
+    ("kind", "task", "metric", "prediction", "plots"),
     [
-        ("multiclass", TinyMulticlass(), "accuracy", pa.list_(pa.float32(), 3)),
-        ("regression", TinyRegression(), "r2", pa.float32()),
+        (
+            "multiclass",
+            TinyMulticlass(),
+            "accuracy",
+            pa.list_(pa.float32(), 3),
+            ["calibration", "confusion", "loss", "roc"],
+        ),
+        ("regression", TinyRegression(), "r2", pa.float32(), ["loss", "predicted_observed", "residuals"]),
     ],
 )
 def test_a_model_that_gives_no_probability_is_not_registered(
@@ -44,6 +53,7 @@ def test_a_model_that_gives_no_probability_is_not_registered(
     task: Any,
     metric: str,
     prediction: pa.DataType,
+    plots: Sequence[str],
 ) -> None:
     dataset = write_tiny_dataset(tmp_path / "tiny", 64, validation_rows=20, test_rows=30, target_kinds=[kind])
     config = tiny_config(root, train={"best_metric": metric})
@@ -63,12 +73,88 @@ def test_a_model_that_gives_no_probability_is_not_registered(
     )
     assert not any(name.startswith("reference/") for name in metrics)
     assert f"test/{metric}" in metrics
-    assert names(tracker, "plots") == ["plots/loss.png"]
+    assert names(tracker, "plots") == [f"plots/{name}.png" for name in plots]
+    found_run = tracker.client.get_run(tracker.run_id)
+    assert "evaluation.json" in found_run.data.tags["mlflow.loggedArtifacts"], "MLflow shows it as a table"
+    table = json.loads(mlflow.artifacts.load_text(f"{found_run.info.artifact_uri}/evaluation.json"))
+    assert table["columns"] == ["metric", "validation", "test"]
+    assert {row[0]: row[2] for row in table["data"]}[metric] == pytest.approx(metrics[f"test/{metric}"])
     assert not tracker.client.search_registered_models()
     rows = pa.concat_tables([pq.read_table(file) for file in sorted(run.predictions.iterdir())])
     assert rows.column_names == ["row_id", "prediction", "target"]
     assert rows.schema.field("prediction").type == prediction
     assert sorted(rows["row_id"].to_pylist()) == list(range(84, 114))
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedTask(TinyRegression):
+    """Brings a reference of its own, which fails where there is nothing to divide by."""
+
+    rows: int = 2
+
+    def reference(self, dataset: Dataset) -> dict[str, float]:
+        return {"r2": dataset.num_rows("test") / self.rows}
+
+
+def test_a_task_brings_its_own_reference_and_one_that_fails_costs_no_run(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = write_tiny_dataset(tmp_path / "tiny", 64, test_rows=30, target_kinds=["regression"])
+    trained = {"steps": 1, "metrics": {"test/r2": 0.5}, "best": "step-1"}
+
+    def metrics(task: ComparedTask, reference: str) -> dict[str, float]:
+        config = tiny_config(root, train={"best_metric": "r2", "reference": reference})
+        return dict(Outcome.of(trained, dataset, task, config).metrics)
+
+    assert metrics(ComparedTask(), "task") == {"test/r2": 0.5, "reference/r2": 15.0}
+    assert metrics(ComparedTask(), "none") == metrics(ComparedTask(), "logistic_regression")
+    assert metrics(ComparedTask(), "none") == {"test/r2": 0.5} == metrics(ComparedTask(rows=0), "task")
+    assert "no reference: the Task's own failed" in caplog.text and "ZeroDivisionError" in caplog.text
+
+
+def test_the_checkpoints_that_matter_become_logged_models_with_their_metrics_once(
+    root: Path, tmp_path: Path
+) -> None:
+    dataset = write_tiny_dataset(
+        tmp_path / "tiny", 320, validation_rows=40, test_rows=30, target_kinds=["regression"]
+    )
+    config = tiny_config(root, train={"best_metric": "r2"}, tracking={"experiment": "checkpoints"})
+    run = new_run(root)
+    # A rate that rises too far: the best checkpoint is not the last one.
+    train = TINY_CONFIG.model_copy(update={"best_metric": "r2", "epochs": 4, "learning_rate": 3.0})
+    run.checkpoints.mkdir(exist_ok=True)
+    trained = run_ranks(1, train_rank, RunSpec(run.path, dataset.path, TinyRegression(), train, None))[0]
+    outcome = Outcome.of(trained, dataset, TinyRegression(), config)
+    tracker = Tracker.start(run, config, dataset)
+    deliver_all(run, tracker)
+    for _ in range(2):
+        publish(run, tracker, dataset, outcome)
+    models = tracker.client.search_logged_models([tracker.experiment_id])
+    by_role = {model.tags["sparktrain.checkpoint_role"]: model for model in models}
+    assert len(models) == len(by_role)
+    newest = newest_valid(run.checkpoints)
+    assert newest is not None and newest.path.name != trained["best"]
+    roles = {"best": trained["best"], "last": newest.path.name}
+    assert {role: model.tags["sparktrain.checkpoint"] for role, model in by_role.items()} == roles
+    steps = {model.step for model in tracker.client.get_run(tracker.run_id).outputs.model_outputs}
+    for role, model in by_role.items():
+        assert model.source_run_id == tracker.run_id and str(model.status) == "READY"
+        saved = open_checkpoint(run.checkpoints / roles[role])
+        assert model.tags["sparktrain.checkpoint_path"] == str(saved.path) and saved.step in steps
+        of_it = {metric.key: metric for metric in model.metrics}
+        assert len(of_it) == len(model.metrics)
+        assert of_it["validation/r2"].step == of_it["train/loss"].step == saved.step
+        assert {metric.dataset_digest for metric in model.metrics} == {dataset.fingerprint}
+        assert ("test/r2" in of_it) == ("best" in role)
+        if "best" in role:
+            assert of_it["test/r2"].value == trained["metrics"]["test/r2"]
+            assert of_it["validation/r2"].value == trained["metrics"]["validation/r2"]
+        files = {file.path for file in tracker.client.list_logged_model_artifacts(model.model_id)}
+        weights = {"model.safetensors", "features.json"} if "best" in role else set()
+        assert files == {"checkpoint.json"} | weights
+    for key in ("validation/r2", "train/loss", "test/r2"):
+        history = tracker.client.get_metric_history(tracker.run_id, key)
+        assert len({metric.step for metric in history}) == len(history), f"{key}: each step once"
 
 
 def test_ranks_train_on_a_dataset_in_an_object_store(

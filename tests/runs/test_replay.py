@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from sparktrain.dataset import Dataset
@@ -49,6 +50,10 @@ def test_a_run_that_mlflow_never_saw_is_created_and_nothing_is_logged_twice(
     assert steps(first.tracking_uri, first.run_id) == [1, 2, 3]
     assert connect(first.tracking_uri).get_run(first.run_id).info.status == "KILLED"
     assert read_json(run.result_file)["run_id"] == first.run_id
+    found = connect(first.tracking_uri).get_run(first.run_id)
+    report = mlflow.artifacts.load_text(f"{found.info.artifact_uri}/{run.report_file.name}")
+    assert report == run.report_file.read_text() and first.run_id in report
+    assert found.data.tags["mlflow.note.content"].startswith("Killed: 3 of 3 steps")
     assert not run.spill_file.exists()
 
 

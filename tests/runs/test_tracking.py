@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
+import subprocess
 import time
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from torch import nn
 
 from sparktrain.dataset import Dataset
 from sparktrain.errors import TrackingUnavailable
+from sparktrain.runs.describe import git_tags, keep_facts
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.tracking import Tracker
-from sparktrain.storage import read_json
+from sparktrain.storage import commit_json, read_json
 from tests.fixtures.tiny_model import closed_port, new_run, tiny_config
 
 
@@ -211,3 +213,65 @@ def test_a_server_that_is_down_at_the_end_does_not_hide_the_outcome(
     with caplog.at_level(logging.WARNING):
         tracker.finish("FINISHED")
     assert "could not mark" in caplog.text
+
+
+def test_a_run_is_shown_under_its_parent_in_the_same_experiment(root: Path, dataset: Dataset) -> None:
+    sweep = Tracker.start(new_run(root), tiny_config(root, tracking={"experiment": "a sweep"}), dataset)
+    config = tiny_config(root, tracking={"parent_run_id": sweep.run_id})
+    children = [Tracker.start(new_run(root), config, dataset) for _ in range(2)]
+    found = sweep.client.search_runs([sweep.experiment_id], f"tags.mlflow.parentRunId = '{sweep.run_id}'")
+    assert {run.info.run_id for run in found} == {child.run_id for child in children}
+    assert "mlflow.parentRunId" not in sweep.client.get_run(sweep.run_id).data.tags
+
+
+def test_a_parent_that_mlflow_does_not_have_is_an_error_before_a_run_exists(
+    root: Path, run: RunDirectory, dataset: Dataset
+) -> None:
+    config = tiny_config(root, tracking={"parent_run_id": "f" * 32})
+    with pytest.raises(TrackingUnavailable, match=r"no run 'f+', which tracking\.parent_run_id names"):
+        Tracker.start(run, config, dataset)
+    assert not run.mlflow_file.exists()
+
+
+def test_facts_are_those_of_the_driver_that_trained_also_when_another_delivers(
+    root: Path, run: RunDirectory, dataset: Dataset
+) -> None:
+    keep_facts(run, dataset, nn.Linear(3, 1), {"spark.app_id": "local-1"})
+    facts = read_json(run.facts_file)
+    commit_json(run.facts_file, {**facts, "tags": {**facts["tags"], "python.version": "3.99"}})
+    tracker = Tracker.start(run, tiny_config(root), None)
+    found = tracker.client.get_run(tracker.run_id)
+    assert found.data.tags["spark.app_id"] == "local-1"
+    assert found.data.tags["python.version"] == "3.99"
+    assert found.data.tags["model.num_parameters"] == "4"
+    assert found.data.tags["sparktrain.dataset_fingerprint"] == dataset.fingerprint
+    assert "Linear" in mlflow.artifacts.load_text(f"{found.info.artifact_uri}/model.txt")
+
+
+def test_the_end_says_how_many_attempts_it_took(run: RunDirectory, tracker: Tracker) -> None:
+    for number in (1, 2, 3):
+        run.attempt(number).mkdir()
+    tracker.finish("FAILED")
+    tags = tracker.client.get_run(tracker.run_id).data.tags
+    assert (tags["sparktrain.attempts"], tags["sparktrain.restarts"]) == ("3", "2")
+
+
+def test_commit_branch_and_changes_are_those_of_the_repository(tmp_path: Path) -> None:
+    def git(*command: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *who, *command], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+
+    git("init", "-b", "sweep")
+    (tmp_path / "model.py").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "first")
+    tags = git_tags(tmp_path)
+    assert len(tags.pop("mlflow.source.git.commit")) == 40
+    assert tags == {"mlflow.source.git.branch": "sweep", "mlflow.source.git.dirty": "false"}
+    (tmp_path / "model.py").write_text("2")
+    git("checkout", "--detach")
+    tags = git_tags(tmp_path)
+    assert tags["mlflow.source.git.dirty"] == "true" and "mlflow.source.git.branch" not in tags
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / ".git").write_text("no repository")
+    assert git_tags(tmp_path / "none") == {}

@@ -38,12 +38,19 @@ class LocalSGD(Single):
         super().__init__(model)
         options = config.local_sgd
         self._start_step = options.start_step
-        # The ranks' running statistics go their own ways, too.
-        parallel = wrap(model, world, find_unused=in_parts, broadcast_buffers=False)
         self._hook = PostLocalSGDState(  # type: ignore[no-untyped-call]
             None, None, options.start_step, post_local_gradient_allreduce=False
         )
-        parallel.register_comm_hook(self._hook, post_localSGD_hook)
+        # The ranks' running statistics go their own ways, too.
+        parallel = wrap(
+            model,
+            world,
+            find_unused=in_parts,
+            hook=post_localSGD_hook,
+            state=self._hook,
+            broadcast_buffers=False,
+        )
+        self._hook.iter = 0
         self._averager = PeriodicModelAverager(options.average_every_steps, options.start_step)
         self.parallel = self.forward = parallel
         self._outer: Outer | None = None
