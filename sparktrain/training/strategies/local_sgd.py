@@ -6,7 +6,7 @@ Large Mini-Batches, Use Local SGD", 2020; an outer optimizer: Douillard et al., 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -85,8 +85,7 @@ class LocalSGD(Single):
         if not self._states_agree:
             values = [v for o in optimizers for slots in o.state.values() for v in slots.values()]
             # a count of steps is the same on all ranks, and has no dimension
-            for tensor in [*(v for v in values if isinstance(v, Tensor) and v.ndim), *others]:
-                dist.all_reduce(tensor.div_(dist.get_world_size()))
+            _average([*(v for v in values if isinstance(v, Tensor) and v.ndim), *others])
         self._weights_agree = self._states_agree = True
         broadcast_buffers(self.model)
 
@@ -97,6 +96,17 @@ class LocalSGD(Single):
         self._hook.iter = step
         if self._outer:
             self._outer.restore(tensors)
+
+
+def _average(tensors: Sequence[Tensor]) -> None:
+    """Average over the ranks, all in one exchange: on a slow network each one costs its delay."""
+    if not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors]).div_(dist.get_world_size())
+    dist.all_reduce(flat)
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 class Outer:
