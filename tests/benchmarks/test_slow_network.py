@@ -48,7 +48,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp, fp16": {"ddp": DdpConfig(compression="fp16")},
     "ddp, powersgd": {"ddp": DdpConfig(compression="powersgd")},
     "local_sgd": {"strategy": "local_sgd", "local_sgd": LocalSgdConfig(average_every_steps=PERIOD)},
-    "local_sgd, outer optimizer": {
+    "DiLoCo": {
         "strategy": "local_sgd",
         "local_sgd": LocalSgdConfig(average_every_steps=PERIOD, outer_learning_rate=0.7),
     },
@@ -127,6 +127,6 @@ def test_seconds_to_the_same_loss(hosts: Sequence[str]) -> None:
     ]
     print_figures(title, header, rows)
     assert bytes_a_step["ddp, fp16"] < 0.6 * bytes_a_step["ddp"]
-    for name in ("ddp, powersgd", "local_sgd", "local_sgd, outer optimizer"):
+    for name in ("ddp, powersgd", "local_sgd", "DiLoCo"):
         assert bytes_a_step[name] < 0.1 * bytes_a_step["ddp"], name
         assert seconds_to_target[name] < seconds_to_target["ddp"], name
