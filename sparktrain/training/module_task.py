@@ -82,6 +82,10 @@ class ModuleTask(TrainTask):
         made = inspect.getattr_static(self, "module", None)
         if made is None:
             raise ConfigError(["module is missing: give an nn.Module class"], _name(type(self)))
+        if "module" in vars(self):  # would not survive as JSON, which a registered model is made from again
+            raise ConfigError(
+                ["module is a field; set it in the class, without annotation"], _name(type(self))
+            )
         if not isinstance(made, type):
             return self.module(features)  # type: ignore[no-any-return]
         try:

@@ -87,10 +87,12 @@ def tiny(path: Path, **options: Any) -> Dataset:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_a_lightning_module_learns_as_its_network_does_by_the_rows_losses(tmp_path: Path, ranks: int) -> None:
+@pytest.mark.parametrize(("strategy", "ranks"), [("ddp", 1), ("ddp", 2), ("ddp", 3), ("fsdp", 2)])
+def test_a_lightning_module_learns_as_its_network_does_by_the_rows_losses(
+    tmp_path: Path, strategy: str, ranks: int
+) -> None:
     # 649 rows: the last step of an epoch has 9 of 32, on some ranks nothing but padding.
-    dataset, plan = tiny(tmp_path), config(weight_decay=0.0)
+    dataset, plan = tiny(tmp_path), config(weight_decay=0.0, strategy=strategy, blocks=["Linear"])
     by_hand = train_rank(PlainTask(), dataset.path, plan, tmp_path / "by-hand")
     found = run_ranks(ranks, train_rank, Task(), dataset.path, plan, tmp_path / "lightning")
     assert found[0]["losses"] == pytest.approx(by_hand["losses"], rel=1e-4) and by_hand["losses"]

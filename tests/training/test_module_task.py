@@ -87,8 +87,9 @@ TASKS: dict[TargetKind, type[ModuleTask]] = {"binary": Late, "multiclass": Level
 
 
 def tiny(path: Path, *kinds: TargetKind, **options: Any) -> Dataset:
-    defaults: dict[str, Any] = {"num_numeric": COLUMNS, "num_categorical": 0, "target_kinds": kinds}
-    return write_tiny_dataset(path / "tiny", 650, validation_rows=50, test_rows=41, **{**defaults, **options})
+    columns: dict[str, Any] = {"num_numeric": COLUMNS, "num_categorical": 0, "target_kinds": kinds}
+    rows = {"validation_rows": 50, "test_rows": 41}
+    return write_tiny_dataset(path / "tiny", 650, **{**columns, **rows, **options})
 
 
 def train_rank(task: TrainTask, dataset: Path, config: TrainConfig, directory: Path) -> dict[str, Any]:
@@ -139,6 +140,17 @@ def test_two_ranks_learn_two_targets_from_two_inputs_as_one_does(tmp_path: Path,
     assert together[0]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
     for rank in together:
         assert rank["metrics"] == pytest.approx(alone["metrics"], rel=1e-3)
+
+
+@pytest.mark.ranks
+def test_a_rank_without_a_row_to_evaluate_agrees_on_each_targets_metrics(tmp_path: Path) -> None:
+    dataset = tiny(tmp_path, "binary", "regression", num_categorical=1, test_rows=1)
+    plan = config(max_steps=2, best_metric="label_1_mae")
+    alone = train_rank(Both(), dataset.path, plan, tmp_path / "alone")["metrics"]
+    together = run_ranks(2, train_rank, Both(), dataset.path, plan, tmp_path / "two")
+    assert alone["test/label_1_mae"] > 0
+    for rank in together:
+        assert rank["metrics"] == pytest.approx(alone, rel=1e-3, nan_ok=True)
 
 
 def test_the_losses_of_targets_are_added_by_their_weights() -> None:
@@ -222,6 +234,16 @@ def test_a_field_lets_the_configuration_choose_the_loss(tmp_path: Path) -> None:
     assert task.loss(torch.tensor([[3.0]]), torch.tensor([1.0])).tolist() == [2.0]
     with pytest.raises(ConfigError, match=r"no loss `l2_loss` \(did you mean `l1_loss`\?\)"):
         Chosen(loss_name="l2_loss").metrics()
+
+
+def test_the_module_is_no_field(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Fielded(ModuleTask):
+        loss_name = "mse_loss"
+        module: Any = Net
+
+    with pytest.raises(ConfigError, match="module is a field; set it in the class"):
+        Fielded().build_model(tiny(tmp_path, "regression").features)
 
 
 def define(**attributes: Any) -> ModuleTask:
