@@ -621,6 +621,27 @@ class LossNotByRow(SparktrainError, ValueError):
         )
 
 
+class OutputsUnfit(SparktrainError, ValueError):
+    """A module's outputs don't fit the loss that was named for them."""
+
+    exit_code = EXIT_TRAINING
+
+    def __init__(self, given: str, needed: str) -> None:
+        super().__init__(
+            f"The module {given}; {needed}. Change what the module returns, or write loss and predict of the "
+            "Task yourself."
+        )
+
+
+class LightningUnsupported(SparktrainError, ValueError):
+    """A LightningModule relies on Lightning's Trainer, which is not there."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, module: str, what: str, way_out: str) -> None:
+        super().__init__(f"{module} {what}; LightningTask trains without Lightning's Trainer. {way_out}.")
+
+
 class BlocksUnknown(SparktrainError, ValueError):
     """`train.blocks` names classes that no module of the model has."""
 

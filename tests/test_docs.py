@@ -17,7 +17,10 @@ import sparktrain
 from sparktrain import dataset, features, preparation
 from sparktrain.config import TrainConfig, all_keys, parse_config
 from sparktrain.dataset import Dataset, Stream
-from sparktrain.testing import write_tiny_dataset
+from sparktrain.testing import TargetKind, write_tiny_dataset
+from sparktrain.training.loop import Loop
+from sparktrain.training.module_task import LOSSES
+from sparktrain.world import World
 from tests.fixtures.saves import save
 from tests.fixtures.write_petastorm_dataset import DATASET
 
@@ -135,3 +138,41 @@ def test_the_settings_of_training_exist() -> None:
     rows = re.findall(r"^\| `([a-z_]+)`", text, re.MULTILINE)
     strategies = get_args(TrainConfig.model_fields["strategy"].annotation)
     assert set(rows) == set(strategies), "each strategy is told of"
+
+
+def code_of_tasks() -> list[str]:
+    text = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_tasks_of_the_document_learn(tmp_path: Path) -> None:
+    names: dict[str, Any] = {"__name__": "tasks"}
+    code = code_of_tasks()
+    assert len(code) == 6
+    for number, block in enumerate(code):
+        exec(compile(block, "docs/tasks.md", "exec", dont_inherit=True), names)
+        task, is_embedded = names["Task"](), "category_0" in block
+        kinds: list[TargetKind] = [*(["regression"] if number in (1, 4) else ["binary"])]
+        kinds += ["regression"] if "label_1" in block else []
+        columns = (
+            {"num_numeric": 2, "num_categorical": 1}
+            if is_embedded
+            else {"num_numeric": 3, "num_categorical": 0}
+        )
+        rows = {"rows": 640, "validation_rows": 64, "test_rows": 64}
+        made = write_tiny_dataset(tmp_path / f"data-{number}", **rows, **columns, target_kinds=kinds)
+        config = TrainConfig(ranks=1, epochs=6, global_batch_size=32, num_lanes=4, learning_rate=0.02)
+        best = next(iter(task.metrics()))
+        plan = config.model_copy(update={"best_metric": best})
+        loop = Loop(task, made, plan, World(), tmp_path / f"run-{number}", lambda _: None)
+        found = loop.run(None).metrics[f"test/{best}"]
+        assert found > (0.7 if best == "r2" else 0.85), block
+        if number == 4:
+            assert set(loop.updates.optimizers) == {"embedding", "linear"}
+
+
+def test_the_losses_of_the_document_are_all_there_are() -> None:
+    text = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")]
+    assert re.findall(r"`([a-z0-9_]+)`", " ".join(rows)) == [*LOSSES]
+    assert set(re.findall(r"`(train\.[a-z_]+)[`:]", text)) - {"train.model"} <= set(all_keys())

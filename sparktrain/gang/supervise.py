@@ -262,6 +262,8 @@ def check_training(dataset: Dataset, task: TrainTask, config: Config) -> nn.Modu
 def _told_as(task: TrainTask, method: str) -> Iterator[None]:
     try:
         yield
+    except SparktrainError:
+        raise
     except Exception as error:
         what = f"{type(task).__module__}.{type(task).__name__}.{method}()"
         raise PipelineFailed(what, error, user_lines(error), EXIT_CONFIG) from error

@@ -137,3 +137,49 @@ def test_a_package_is_sent_once_a_session_and_a_change_is_told(
     (package / "__init__.py").write_text("changed = True\n")
     ship_package(spark, "circles")
     assert "has changed: executors keep the code" in caplog.text
+
+
+THREE_LINES = """
+    from dataclasses import dataclass
+
+    from torch import nn
+
+    from sparktrain.training.module_task import ModuleTask
+
+
+    @dataclass(frozen=True)
+    class Task(ModuleTask):
+        loss_name = "binary_cross_entropy_with_logits"
+        width: int = 8
+
+        def module(self, features):
+            inputs = len(features.numeric)
+            return nn.Sequential(nn.Linear(inputs, self.width), nn.ReLU(), nn.Linear(self.width, 1))
+"""
+
+
+@pytest.mark.spark
+def test_a_module_that_knows_no_batch_trains_in_a_gang_and_scores_raw_rows(
+    spark: SparkSession, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = shapes.parent / "lines"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "model.py").write_text(dedent(THREE_LINES))
+    from lines.model import Task
+
+    dataset = write_tiny_dataset(
+        tmp_path / "dataset", 2000, validation_rows=200, test_rows=200, num_categorical=0
+    )
+    tree = {
+        "pipeline": "flight_delays",
+        "storage": {"root": tmp_path / "out"},
+        "train": {"epochs": 3, "global_batch_size": 64, "num_lanes": 4, "learning_rate": 0.02},
+        "tracking": {"experiment": "lines", "registered_model": "lines"},
+    }
+    result = sparktrain.train(dataset, Task(width=5), parse_config(tree), spark=spark)
+    rows = spark.createDataFrame([(3.0, 3.0), (-3.0, -3.0)], "numeric_0 double, numeric_1 double")
+    uri = f"sqlite:///{tmp_path}/out/mlflow.db"
+    scored = sparktrain.score(rows, result.model_uri, tracking_uri=uri).orderBy("numeric_0").collect()
+    assert result.world_size == 2 and result.metrics["test/auroc"] > 0.9
+    assert scored[0].probability < 0.1 and scored[1].probability > 0.9

@@ -10,8 +10,11 @@ import torch
 
 from sparktrain.config import parse_config
 from sparktrain.errors import ConfigError
+from sparktrain.testing import write_tiny_dataset
+from sparktrain.training.loop import Loop
 from sparktrain.training.profile import StepProfiler
 from sparktrain.world import World
+from tests.fixtures.tiny_task import TINY_CONFIG, TinyTask
 
 
 def train(profiler: StepProfiler, steps: range) -> None:
@@ -73,3 +76,17 @@ def test_a_trace_that_can_not_be_written_ends_no_training(
 def test_steps_that_make_no_sense_are_refused(steps: list[int]) -> None:
     with pytest.raises(ConfigError, match=r"train\.profile_steps"):
         parse_config({"pipeline": "flight_delays", "train": {"profile_steps": steps}})
+
+
+def test_the_loop_traces_its_steps(tmp_path: Path) -> None:
+    dataset = write_tiny_dataset(tmp_path / "tiny", 330, validation_rows=50)
+    profiler = StepProfiler((3, 5), World(), tmp_path / "profile")
+    (tmp_path / "saves").mkdir()
+    loop = Loop(
+        TinyTask(), dataset, TINY_CONFIG, World(), tmp_path / "saves", lambda event: None, profiler=profiler
+    )
+    loop.run(None)
+    [trace] = (tmp_path / "profile").glob("*")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    updates = [event for event in events if event.get("name") == "Optimizer.step#AdamW.step"]
+    assert len(updates) == 3

@@ -236,7 +236,9 @@ def test_several_targets_reach_the_loss_as_a_dict(tmp_path: Path) -> None:
     assert losses[-1] < 0.5 * losses[0]
     assert found["metrics"]["test/r2"] > 0.8
     assert len(found["test"].row_id) == 40
-    assert found["test"].prediction is None and found["test"].target is None
+    for columns in (found["test"].prediction, found["test"].target):
+        assert {name: column.shape for name, column in columns.items()} == {"label": (40,), "label_1": (40,)}
+    assert 0 <= found["test"].prediction["label"].min() <= found["test"].prediction["label"].max() <= 1
 
 
 class Unsqueezed(TinyRegression):
