@@ -293,6 +293,11 @@ class TrainConfig(Section):
             raise ValueError(
                 f"strategy single is for one rank, ranks is {self.ranks}; set ranks to 1, or strategy to ddp"
             )
+        if self.ddp.compression != "none" and self.strategy in ("fsdp", "local_sgd"):
+            raise ValueError(
+                f"ddp.compression is {self.ddp.compression}, and strategy {self.strategy} has none; set it "
+                "to none, or strategy to ddp"
+            )
         if self.ddp.compression == "bf16" and self.strategy == "ddp" and not self.gpus_per_rank:
             raise ValueError(
                 "ddp.compression bf16 is for NCCL, and gpus_per_rank is 0; set it to fp16, which gloo takes, "

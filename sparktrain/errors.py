@@ -664,6 +664,20 @@ class StepMisused(SparktrainError, ValueError):
         super().__init__(f"The Task's train_step {what}; {way_out}.")
 
 
+class ParametersUnused(SparktrainError, ValueError):
+    """Parameters that no loss reaches, under a strategy that waits for their gradients."""
+
+    exit_code = EXIT_TRAINING
+
+    def __init__(self, names: Sequence[str]) -> None:
+        told = f": {', '.join(names)}" if names else ""
+        super().__init__(
+            f"The loss does not reach all parameters of the model{told}. Under ddp and local_sgd "
+            "each must get a gradient at each step. Leave out what is not used, freeze it "
+            "(requires_grad_(False)), or set train.strategy=fsdp."
+        )
+
+
 class MetricWithoutDirection(SparktrainError, ValueError):
     """`best_metric` is a metric that does not say whether more is better."""
 

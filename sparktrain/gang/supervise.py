@@ -56,6 +56,7 @@ _FIXED_ON_RESUME = (
     "dataset",
     "storage.checkpoints",
     "data.reader",
+    "data.tail",
     "train.global_batch_size",
     "train.num_lanes",
     "train.seed",
@@ -254,7 +255,11 @@ def check_training(dataset: Dataset, task: TrainTask, config: Config) -> nn.Modu
         model = task.build_model(dataset.features)
     blocks_of(model, config.train.blocks)
     with _told_as(task, "optimizers"):
-        task.optimizers(model, config.train)
+        optimizers = task.optimizers(model, config.train)
+    several = isinstance(optimizers, Mapping) and len(optimizers) > 1
+    if several and config.train.strategy == "ddp" and config.train.ddp.compression == "powersgd":
+        problem = "the task has several optimizers, and powersgd keeps one error for all gradients of a step"
+        raise ConfigError([f"train.ddp.compression: {problem}; set it to fp16 or none"])
     return model
 
 

@@ -63,6 +63,7 @@ def evaluate(
     loss_and_weight = torch.zeros(2, dtype=torch.float64, device=world.device)
     row_ids: list[Tensor] = []
     kept: list[tuple[Any, Any]] = []
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     for batch in stream:
         pulse.beat()
@@ -87,7 +88,8 @@ def evaluate(
         _update_without_rows(metrics, prediction, _metric_target(features, none))
         row_ids.append(none["row_id"])
         kept.append((prediction, target_of(features, none)))
-    model.train()
+    for module, was_training in modes.items():  # some may be meant to stay as in evaluation
+        module.training = was_training
     if world.size > 1:
         dist.all_reduce(loss_and_weight)
     values = {name: float(value) for name, value in metrics.compute().items()}

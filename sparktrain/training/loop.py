@@ -163,11 +163,12 @@ class Loop:
 
     def _due(self) -> Literal["evaluation", "checkpoint"] | None:
         """What comes after this step within an epoch; the end of each is followed by an evaluation, too."""
-        config = self.config
-        if config.evaluate_every_steps and self.step % config.evaluate_every_steps == 0:
+        if self._is_multiple(self.config.evaluate_every_steps):
             return "evaluation"
-        is_checkpoint = config.checkpoint_every_steps and self.step % config.checkpoint_every_steps == 0
-        return "checkpoint" if is_checkpoint else None
+        return "checkpoint" if self._is_multiple(self.config.checkpoint_every_steps) else None
+
+    def _is_multiple(self, every: int | None) -> bool:
+        return every is not None and self.step % every == 0
 
     def _log_window(self) -> None:
         values = self.window.close(self.stream, self.config.global_batch_size)
@@ -201,11 +202,13 @@ class Loop:
             if self.world.is_first:
                 self.emit({"kind": "metrics", "step": self.step, "values": metrics})
         is_best = self._is_best(metrics)
-        self.ending.add_evaluation(is_best=is_best)
+        is_number = not math.isnan(metrics.get(f"validation/{self.config.best_metric}", math.nan))
+        self.ending.add_evaluation(is_best=is_best and is_number)
         for callback in self.callbacks:
             if callback.on_evaluation(self.step, metrics):
                 self.ending.stop()
-        if is_best or self._is_over or self.stream.step == 0 or self._due() == "checkpoint":
+        is_due = self.stream.step == 0 or self._is_multiple(self.config.checkpoint_every_steps)
+        if is_best or is_due or self._is_over:
             best = {
                 "step": self.step,
                 "checkpoint": self.saver.name(self.step),

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparktrain.config import TrainConfig
-from sparktrain.errors import StepMisused
+from sparktrain.errors import ParametersUnused, StepMisused
 from sparktrain.features import FittedFeatures
 from sparktrain.training.evaluate import target_of, weighted, weights_of
 from sparktrain.training.finite import GuardedStep
@@ -55,6 +55,8 @@ class Step:
         """
         self._task, self._features, self._config, self._world = task, features, config, world
         self._strategy, self._window, self._total_steps = strategy, window, total_steps
+        self._model = model
+        self._unreached: list[str] | None = None  # parameters without a gradient, after the first step
         made = task.optimizers(model, config)
         self.optimizers = {_ONLY: made} if isinstance(made, torch.optim.Optimizer) else dict(made)
         self._rates: dict[str, list[float]] = {
@@ -86,6 +88,9 @@ class Step:
             self._task.train_step(self, batch)
         else:
             self._accumulate(batch)
+        if self._unreached is None:
+            named = self._model.named_parameters()
+            self._unreached = [name for name, p in named if p.requires_grad and p.grad is None]
         with self._window.clock.communicating():
             self._strategy.stepped(number)
         if self._is_skipped or not self._norms:
@@ -97,8 +102,13 @@ class Step:
     def forward(self, batch: Batch) -> Any:
         """Return the model's outputs for a batch; gradients of all ranks meet in the next `minimize`."""
         self._weights = weights_of(self._features, batch)
-        with self._autocast():
-            outputs: Any = self._strategy.forward(batch)
+        try:
+            with self._autocast():
+                outputs: Any = self._strategy.forward(batch)
+        except RuntimeError as error:
+            if "Expected to have finished reduction" in str(error):  # DDP's, about the step before
+                raise ParametersUnused(self._unreached or []) from error
+            raise
         return outputs
 
     def target(self, batch: Batch) -> Any:
@@ -235,6 +245,5 @@ def has_own_step(task: TrainTask) -> bool:
 
 
 def _without_weight(batch: Batch) -> Batch:
-    """One row that counts for nothing."""
-    row = {name: column[:1] for name, column in batch.items()}
-    return {**row, "row_weight": torch.zeros_like(row["row_weight"])}
+    """Rows that count for nothing: all there are, which are few; one alone would not do for a batch norm."""
+    return {**batch, "row_weight": torch.zeros_like(batch["row_weight"])}

@@ -61,13 +61,17 @@ class Window:
     def close(self, stream: Stream, global_batch_size: int) -> dict[str, float]:
         """Return means over the window (the loss over all ranks), and start the next; empty after no step."""
         self.straggler = None
-        values = {"train/steps_skipped": float(self.skipped)} if self.skipped else {}
-        if self.loss_and_rows is None:
+        if not self.steps and not self.skipped:
             self.restart(stream)
-            return values
-        found = self._exchange(stream)
+            return {}
+        found = self._exchange(stream)  # also by a rank that has skipped all its steps: others may not have
+        skipped = max(rank["skipped"] for rank in found.ranks)
+        values = {"train/steps_skipped": skipped} if skipped else {}
         rows, seconds = found.rows, found.mean("seconds")
         self.elapsed = seconds
+        if not any(rank["steps"] for rank in found.ranks):
+            self.restart(stream)
+            return values
         times = [RankTime(rank["waited"], rank["worked"]) for rank in found.ranks]
         values |= {
             "train/loss": found.loss / max(rows, 1.0),  # all rows of a step can be masked
@@ -83,27 +87,34 @@ class Window:
             values["train/communication_fraction"] = found.mean("communicated") / seconds
             values["train/straggler_fraction"] = lost_fraction(times, seconds)
             self.straggler = self.watch.add(times, seconds, self.steps + self.skipped)
-        if math.isfinite(rows) and (missing := self.steps * global_batch_size - round(rows)):
+        agree = (
+            len({rank["steps"] for rank in found.ranks}) == 1
+        )  # else what is missing may be a skipped step's
+        if agree and math.isfinite(rows) and (missing := self.steps * global_batch_size - round(rows)):
             values["train/rows_masked"] = float(missing)
         self.restart(stream)
         return values
 
     def _exchange(self, stream: Stream) -> Exchanged:
         """Sum loss and rows over the ranks; with them goes what each rank did, in one exchange."""
-        assert self.loss_and_rows is not None
+        loss_and_rows = self.loss_and_rows
+        if loss_and_rows is None:
+            loss_and_rows = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         own = {
             "waited": stream.wait_seconds - self.waited,
             "worked": self.clock.seconds - self.worked,
             "communicated": self.clock.communication_seconds - self.communicated,
             "seconds": time.monotonic() - self.started,
             "memory": memory_bytes(self.world),
-            "norm": float(torch.stack(self.norms).mean()),
+            "norm": float(torch.stack(self.norms).mean()) if self.norms else 0.0,
+            "steps": float(self.steps),
+            "skipped": float(self.skipped),
         }
-        device = self.loss_and_rows.device
+        device = loss_and_rows.device
         by_rank = torch.zeros(self.world.size, len(own), dtype=torch.float64)
         by_rank[self.world.rank] = torch.tensor(list(own.values()), dtype=torch.float64)
         # [2 + values * size]: every rank fills in places of its own
-        packed = torch.cat([self.loss_and_rows, by_rank.flatten().to(device)])
+        packed = torch.cat([loss_and_rows, by_rank.flatten().to(device)])
         if self.world.size > 1:
             dist.all_reduce(packed)
         loss, rows = packed[:2].tolist()

@@ -218,3 +218,21 @@ def test_a_resume_that_begins_to_average_begins_with_the_weights(dataset: Datase
     assert found["steps"] == 40
     names = [name for path in committed(tmp_path) for name in open_checkpoint(path).tensors]
     assert any(name.startswith("average/") for name in names)
+
+
+def test_saves_come_on_time_beside_evaluations(dataset: Dataset, tmp_path: Path) -> None:
+    for every in (None, 5, 10):
+        plan = config(
+            checkpoint_every_steps=5, evaluate_every_steps=every, learning_rate=1.0, schedule="constant"
+        )
+        found = train_here(TinyTask(), dataset, plan, tmp_path / str(every))
+        steps = [event["step"] for event in found["events"] if event["kind"] == "checkpoint"]
+        assert steps == list(range(5, 41, 5)), every
+
+
+def test_a_metric_without_a_value_is_no_better_one_for_an_early_stop(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    SCRIPT[:] = [float("nan")] * 4
+    found = train_here(ScriptedTask(), dataset, config(epochs=5, early_stopping_evaluations=2), tmp_path)
+    assert found["steps"] == 40

@@ -85,6 +85,12 @@ class _AllParameters(nn.Module):
         return torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum()
 
 
+def broadcast_weights(model: nn.Module) -> None:
+    """Begin with rank 0's weights, as DistributedDataParallel does: not all come from torch's generators."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        dist.broadcast(tensor.detach(), src=0)
+
+
 def broadcast_buffers(model: nn.Module) -> None:
     """Take rank 0's running statistics: each rank counts its own, of its own rows."""
     for buffer in model.buffers():

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from sparktrain.config import TrainConfig
 from sparktrain.training.blocks import blocks_of
-from sparktrain.training.strategies.ddp import broadcast_buffers
+from sparktrain.training.strategies.ddp import broadcast_buffers, broadcast_weights
 from sparktrain.training.strategies.single import Single
 from sparktrain.world import World
 
@@ -28,11 +28,17 @@ class FullySharded(Single):
         mesh = init_device_mesh(world.device.partition(":")[0], (world.size,))
         half = torch.bfloat16 if config.precision == "bf16" else None
         # Weights travel as bf16, gradients are added as float32.
-        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
+        policy = MixedPrecisionPolicy(
+            param_dtype=half,
+            reduce_dtype=torch.float32 if half else None,
+            cast_forward_inputs=False,  # a large number among the columns would lose its digits
+        )
+        broadcast_weights(model)
         reshard = config.fsdp.reshard_after_forward
         for module in [*blocks_of(model, config.blocks), model]:
             fully_shard(module, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
         super().__init__(model)
+        self._autocast = torch.autocast(mesh.device_type, torch.bfloat16, enabled=half is not None)
         self._sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
 
     @contextmanager
@@ -58,7 +64,8 @@ class FullySharded(Single):
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         try:
-            yield
+            with self._autocast:  # the weights that it gathers are bf16 here as well
+                yield
         finally:
             for module in self._sharded:  # a backward pass would have done it
                 module.reshard()

@@ -6,7 +6,8 @@ Large Mini-Batches, Use Local SGD", 2020; an outer optimizer: Douillard et al., 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -16,8 +17,6 @@ from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import (
     PostLocalSGDState,
     post_localSGD_hook,
 )
-from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
-from torch.distributed.algorithms.model_averaging.utils import average_parameters
 
 from sparktrain.config import TrainConfig
 from sparktrain.training.strategies.ddp import broadcast_buffers, wrap
@@ -38,8 +37,9 @@ class LocalSGD(Single):
         super().__init__(model)
         options = config.local_sgd
         self._start_step = options.start_step
+        # Its own counter counts backward passes, of which a step can have several: see `_follow`.
         self._hook = PostLocalSGDState(  # type: ignore[no-untyped-call]
-            None, None, options.start_step, post_local_gradient_allreduce=False
+            None, None, sys.maxsize, post_local_gradient_allreduce=False
         )
         # The ranks' running statistics go their own ways, too.
         parallel = wrap(
@@ -50,8 +50,8 @@ class LocalSGD(Single):
             state=self._hook,
             broadcast_buffers=False,
         )
-        self._hook.iter = 0
-        self._averager = PeriodicModelAverager(options.average_every_steps, options.start_step)
+        self._follow(0)
+        self._period = options.average_every_steps
         self.parallel = self.forward = parallel
         self._outer: Outer | None = None
         if options.outer_learning_rate is not None:
@@ -61,43 +61,57 @@ class LocalSGD(Single):
     def accumulating(self) -> AbstractContextManager[None]:
         return self.parallel.no_sync()
 
+    def _follow(self, step: int) -> None:
+        """Tell the hook whether the step after `step` is one of those together."""
+        self._hook.iter = 0
+        self._hook.start_localSGD_iter = sys.maxsize if step < self._start_step else 0
+
     def is_synchronous(self, step: int) -> bool:
         return step <= self._start_step
 
     def stepped(self, step: int) -> None:
-        self._hook.iter = step  # a step that was left out counts as well
+        self._follow(step)
         if step <= self._start_step:
             if step == self._start_step and self._outer:
                 self._outer.begin()
             return
-        self._averager.step = step  # it averages at start_step + n * average_every_steps
-        self._averager.average_parameters(self.model.parameters())
-        self._states_agree = False
-        self._weights_agree = (step - self._start_step) % self._averager.period == 0
-        if self._weights_agree and self._outer:
-            self._outer.step()
+        self._weights_agree = self._states_agree = False
+        if (step - self._start_step) % self._period == 0:
+            self._average_weights()
 
     def agree(self, optimizers: Iterable[torch.optim.Optimizer], others: Iterable[Tensor] = ()) -> None:
         if not self._weights_agree:
-            average_parameters(iter(self.model.parameters()), self._averager.process_group)
-            if self._outer:
-                self._outer.step()
+            self._average_weights()
         if not self._states_agree:
-            values = [v for o in optimizers for slots in o.state.values() for v in slots.values()]
-            # a count of steps is the same on all ranks, and has no dimension
-            _average([*(v for v in values if isinstance(v, Tensor) and v.ndim), *others])
-        self._weights_agree = self._states_agree = True
+            _average([*(state for optimizer in optimizers for state in _states(optimizer)), *others])
+        self._states_agree = True
         broadcast_buffers(self.model)
+
+    def _average_weights(self) -> None:
+        # Not by torch's own averager, which leaves out what has no gradient just now: the other optimizers'.
+        _average([parameter.detach() for parameter in self.model.parameters()])
+        if self._outer:
+            self._outer.step()
+        self._weights_agree = True
 
     def tensors(self) -> dict[str, Tensor]:
         return self._outer.tensors() if self._outer else {}
 
     def restore(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        self._hook.iter = step
+        self._follow(step)
         if self._outer:
             self._outer.restore(tensors)
 
 
+def _states(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    """Its tensors, in the same order on all ranks; counts of steps have no dimension and are left out."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        slots = optimizer.state.get(parameter, {})
+        yield from (slots[name] for name in sorted(slots) if getattr(slots[name], "ndim", 0))
+
+
+@torch.no_grad()
 def _average(tensors: Sequence[Tensor]) -> None:
     """Average over the ranks, all in one exchange: on a slow network each one costs its delay."""
     if not tensors:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
 from sparktrain.config import TrainConfig
-from sparktrain.training.strategies.ddp import broadcast_buffers
+from sparktrain.training.strategies.ddp import broadcast_buffers, broadcast_weights
 from sparktrain.training.strategies.single import Single
 from sparktrain.world import World
 
@@ -31,6 +31,7 @@ class PowerSGD(Single):
 
     def __init__(self, config: TrainConfig, model: nn.Module, world: World) -> None:
         super().__init__(model)
+        broadcast_weights(model)
         self._error_name = f"strategy/rank-{world.rank}/powersgd-error"
         self._state = PowerSGDState(
             process_group=dist.group.WORLD,
@@ -50,13 +51,17 @@ class PowerSGD(Single):
             ]
         )
         parts = torch.split(flat, [p.numel() for p in self._parameters])
-        views = [part.view_as(p) for part, p in zip(parts, self._parameters, strict=True)]
+        # the hook wants a first dimension
+        views = [part.view_as(p) if p.ndim else part for part, p in zip(parts, self._parameters, strict=True)]
         state, before = self._state, self._kept()
         powerSGD_hook(state, cast(Any, _Bucket(flat, views))).wait()
-        if before and not flat.isfinite().all():  # a step to be left out must not live on in what it lost
-            state.error_dict[0], state.p_memory_dict[0], state.q_memory_dict[0] = before
+        if not flat.isfinite().all():  # a step to be left out must not live on in what it lost
+            for part in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
+                part.clear()
+            if before:
+                state.error_dict[0], state.p_memory_dict[0], state.q_memory_dict[0] = before
         for parameter, grad, view in zip(self._parameters, given, views, strict=True):
-            parameter.grad = view if grad is not None or view.any() else None
+            parameter.grad = view.view_as(parameter) if grad is not None or view.any() else None
 
     def _kept(self) -> tuple[Tensor, Tensor, Tensor] | None:
         state = self._state
