@@ -204,7 +204,10 @@ def churn(cache: FileCache, seed: int) -> None:
         if file is not None:
             assert file.path.read_bytes() == key.encode() * (BYTES // 2)
             file.close()
-        total = sum(_size(path) for path in cache.directory.iterdir() if path.name != ".lock")
+        with (cache.directory / ".lock").open("ab") as lock:
+            # Else one file is counted before it makes room, and another one when it has grown into that.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            total = sum(_size(path) for path in cache.directory.iterdir() if path.name != ".lock")
         assert total <= cache.max_bytes
 
 

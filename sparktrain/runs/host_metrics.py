@@ -58,6 +58,7 @@ class HostMetrics:
                 while not self._stopping.wait(pause):
                     self._tell({**counters.look(), **look_at_gpus()})
                     pause = self._interval_seconds
+                self._tell({**counters.look(), **look_at_gpus()})  # a short training has this one alone
         except Exception as error:  # no reason to end a training
             logger.warning("no more metrics of this host: %s: %s", type(error).__name__, error)
 

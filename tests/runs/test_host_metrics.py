@@ -64,10 +64,19 @@ def test_what_can_not_be_read_ends_no_training(
         "memory_percent",
         "memory_bytes",
     }
+    assert len(events) == 2, "one after a second, and one at the end"
     monkeypatch.setattr(psutil, "virtual_memory", broken)
     with HostMetrics(events.append, time.time(), 1.0):
         time.sleep(1.5)
-    assert len(events) == 1 and "no more metrics of this host: OSError: no /proc" in caplog.text
+    assert len(events) == 2 and "no more metrics of this host: OSError: no /proc" in caplog.text
+
+
+def test_a_training_that_is_over_at_once_has_a_look_too() -> None:
+    events: list[Mapping[str, Any]] = []
+    with HostMetrics(events.append, time.time(), 10.0):
+        pass
+    [event] = events
+    assert any(name.endswith("/cpu_percent") for name in event["values"])
 
 
 def test_gpus_are_told_by_number_and_one_that_does_not_answer_is_left_out(
