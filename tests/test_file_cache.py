@@ -1,5 +1,6 @@
 """FileCache: files under a cap, never a part of one, never one taken from under its reader."""
 
+import fcntl
 import multiprocessing
 import os
 import signal
