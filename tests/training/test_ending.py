@@ -14,7 +14,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparktrain.config import TrainConfig
 from sparktrain.dataset import Dataset
-from sparktrain.testing import write_tiny_dataset
 from sparktrain.training.checkpoint import checkpoint_name, committed, newest_valid, open_checkpoint
 from sparktrain.training.checkpoint_state import export_weights, load_weights
 from sparktrain.training.task import Callback
@@ -22,20 +21,13 @@ from tests.fixtures.tiny_task import (
     TINY_CONFIG,
     TinyModel,
     TinyTask,
+    kill_after,
     last_save,
     metric_curve,
     train_here,
     train_tiny,
 )
 from tests.training.test_loop import SCRIPT, ScriptedTask
-from tests.training.test_strategies import kill_after
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """20 steps an epoch at 32 rows a step."""
-    path = tmp_path_factory.mktemp("ending") / "tiny"
-    return write_tiny_dataset(path, 650, validation_rows=50, test_rows=40)
 
 
 def config(**changes: Any) -> TrainConfig:

@@ -27,13 +27,6 @@ from tests.fixtures.tiny_task import (
 )
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """20 steps an epoch at 32 rows a step."""
-    path = tmp_path_factory.mktemp("loop") / "tiny"
-    return write_tiny_dataset(path, 650, validation_rows=50, test_rows=40)
-
-
 def config(**changes: Any) -> Any:
     return TINY_CONFIG.model_copy(update=changes)
 

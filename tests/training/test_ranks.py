@@ -12,7 +12,7 @@ import pytest
 from sparktrain.config import TrainConfig
 from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.errors import EXIT_TRAINING, RankFailed, RankLost
-from sparktrain.testing import run_ranks, write_tiny_dataset
+from sparktrain.testing import run_ranks
 from sparktrain.training import checkpoint as checkpoints
 from sparktrain.training.checkpoint_state import load_weights
 from sparktrain.training.evaluate import evaluate
@@ -30,13 +30,6 @@ from tests.fixtures.tiny_task import (
 pytestmark = pytest.mark.ranks
 
 Gradients = dict[str, np.ndarray]
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """20 steps an epoch at 32 rows a step."""
-    path = tmp_path_factory.mktemp("ranks") / "tiny"
-    return write_tiny_dataset(path, 650, validation_rows=50, test_rows=40)
 
 
 def config(**changes: Any) -> TrainConfig:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from sparktrain.dataset import Dataset
 from sparktrain.errors import CheckpointNotWritten
 from sparktrain.storage import write_once
-from sparktrain.testing import write_tiny_dataset
 from sparktrain.training import checkpoint_write
 from sparktrain.training.checkpoint import committed, newest_valid, verify_checkpoint
 from sparktrain.training.checkpoint_read import read_tensors
@@ -24,13 +23,6 @@ from sparktrain.world import World
 from tests.fixtures.tiny_task import TINY_CONFIG, TinyTask, train_here, train_tiny
 
 ASYNC = TINY_CONFIG.model_copy(update={"async_checkpoints": True, "checkpoint_every_steps": 5})
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """20 steps an epoch at 32 rows a step."""
-    path = tmp_path_factory.mktemp("saving") / "tiny"
-    return write_tiny_dataset(path, 650, validation_rows=50, test_rows=40)
 
 
 class Disk:

@@ -23,8 +23,15 @@ from sparktrain.training.loop import Loop
 from sparktrain.training.step import Step
 from sparktrain.training.task import Batch
 from sparktrain.world import World
-from tests.fixtures.tiny_task import TINY_CONFIG, TinyModel, TinyTask, last_save, train_here, train_tiny
-from tests.training.test_strategies import kill_after
+from tests.fixtures.tiny_task import (
+    TINY_CONFIG,
+    TinyModel,
+    TinyTask,
+    kill_after,
+    last_save,
+    train_here,
+    train_tiny,
+)
 
 ROWS = 45  # of the train split: a step of 32, and one of 13 and padding
 

@@ -15,8 +15,8 @@ from sparktrain.config import DdpConfig, FsdpConfig, LocalSgdConfig, TrainConfig
 from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.errors import RankFailed
 from sparktrain.features import FittedFeatures
-from sparktrain.testing import run_ranks, write_tiny_dataset
-from sparktrain.training.checkpoint import committed, newest_valid, open_checkpoint
+from sparktrain.testing import run_ranks
+from sparktrain.training.checkpoint import newest_valid
 from sparktrain.training.loop import Loop
 from sparktrain.training.step import Step
 from sparktrain.training.task import Batch
@@ -26,6 +26,7 @@ from tests.fixtures.tiny_task import (
     FaultyTask,
     TinyModel,
     TinyTask,
+    kill_after,
     last_save,
     metric_curve,
     train_tiny,
@@ -58,13 +59,6 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 # floats in the third digit; what sends less than the gradient goes another way to the same place.
 TOLERANCE = {"ddp": 1e-5, "fsdp": 1e-5, "fsdp, whole weights kept": 1e-5, "fp16": 1e-3}
 APPROXIMATE = 0.15
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """20 steps an epoch at 32 rows a step."""
-    path = tmp_path_factory.mktemp("strategies") / "tiny"
-    return write_tiny_dataset(path, 650, validation_rows=50, test_rows=40)
 
 
 def config(name: str, **changes: Any) -> TrainConfig:
@@ -109,14 +103,6 @@ def test_a_resumed_training_has_the_same_bits(
     assert again[0]["events"][0] == {"kind": "resumed", "step": 28}
     assert last_save(tmp_path / "again") == last_save(tmp_path / "straight")
     assert again[0]["metrics"] == straight[0]["metrics"]
-
-
-def kill_after(source: Path, target: Path, step: int) -> None:
-    """Leave in `target` what was there when `step` was saved."""
-    target.mkdir()
-    for path in committed(source):
-        if open_checkpoint(path).step <= step:
-            path.rename(target / path.name)
 
 
 CHANGES = [("ddp", "fsdp"), ("fsdp", "diloco"), ("diloco", "powersgd"), ("powersgd", "ddp"), ("fsdp", "fsdp")]

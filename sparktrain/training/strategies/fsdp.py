@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -42,17 +42,13 @@ class FullySharded(Single):
         self._sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
 
     @contextmanager
-    def _accumulating(self) -> Iterator[None]:
-        for module in self._sharded[:1]:  # the whole model; the others follow it
-            module.set_requires_gradient_sync(False)
+    def accumulating(self) -> Iterator[None]:
+        whole = self._sharded[0]  # the model itself; the blocks follow it
+        whole.set_requires_gradient_sync(False)
         try:
             yield
         finally:
-            for module in self._sharded[:1]:
-                module.set_requires_gradient_sync(True)
-
-    def accumulating(self) -> AbstractContextManager[None]:
-        return self._accumulating()
+            whole.set_requires_gradient_sync(True)
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
         norm = super().clip(parameters, max_norm)
@@ -62,13 +58,10 @@ class FullySharded(Single):
         broadcast_buffers(self.model)
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
         try:
             with self._autocast:  # the weights that it gathers are bf16 here as well
                 yield
         finally:
             for module in self._sharded:  # a backward pass would have done it
                 module.reshard()
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        return self._evaluating()
