@@ -27,11 +27,18 @@ from sparktrain.features.fitted_columns import (
 )
 from sparktrain.features.fitted_columns.categorical import FIRST_CODE, NULL_CODE, UNKNOWN_CODE
 from sparktrain.features.output import Output, output_names
-from sparktrain.features.raw import InputType, read_as
+from sparktrain.features.raw import InputType, is_readable, read_as
+from sparktrain.features.refused import refused_rows, short_reason
+from sparktrain.features.scores import NUMBER, NUMBERS, PREDICTION, PROBABILITY, SCORE_ERROR, score_schema
 
 __all__ = [
     "FIRST_CODE",
     "NULL_CODE",
+    "NUMBER",
+    "NUMBERS",
+    "PREDICTION",
+    "PROBABILITY",
+    "SCORE_ERROR",
     "UNKNOWN_CODE",
     "Boolean",
     "Categorical",
@@ -57,6 +64,10 @@ __all__ = [
     "Timestamp",
     "Tokens",
     "Vector",
+    "is_readable",
     "output_names",
     "read_as",
+    "refused_rows",
+    "score_schema",
+    "short_reason",
 ]

@@ -25,7 +25,7 @@ from sparktrain.features.fitted_columns import (
 )
 from sparktrain.features.fitted_columns.column import Arrays
 from sparktrain.features.output import Output
-from sparktrain.features.raw import InputType, read_as
+from sparktrain.features.raw import InputType, is_readable, read_as
 from sparktrain.storage import to_json
 
 FittedFeature = Annotated[
@@ -101,7 +101,7 @@ class FittedFeatures(Declared):
 
     @property
     def has_binary_target(self) -> bool:
-        """Whether one binary target is all there is, so that a model gives one probability a row."""
+        """Whether one binary target is all there is, which logistic regression can be compared with."""
         return [target.kind for target in self.targets] == ["binary"]
 
     @property
@@ -140,6 +140,22 @@ class FittedFeatures(Declared):
         for feature in self.features:
             if isinstance(feature, FittedTokens) and feature.tokenizer not in (None, "bytes"):
                 _ = feature.tokenize
+
+    def check_schema(self, schema: pa.Schema) -> None:
+        """Refuse rows that `transform` could not read whatever their values are.
+
+        Raises:
+            SchemaMismatch: with every column that is missing or of a type that can't be read as the declared.
+        """
+        there = dict(zip(schema.names, schema.types, strict=True))
+        missing = [name for name in self.input_types if name not in there]
+        retyped = {
+            name: (str(there[name]), wanted)
+            for name, wanted in self.input_types.items()
+            if name in there and not is_readable(there[name], wanted)
+        }
+        if missing or retyped:
+            raise SchemaMismatch("the rows to transform", missing=missing, retyped=retyped)
 
     def transform(self, rows: pa.RecordBatch | pa.Table) -> Arrays:
         """Turn raw rows into what the model takes: arrays of shape [rows, *output.shape] by output.

@@ -7,6 +7,8 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sparktrain.features.vectors import is_vectors, lists_of
+
 InputType = Literal["double", "long", "boolean", "string", "timestamp", "date", "binary", "doubles", "longs"]
 """The last two are arrays. An Arrow timestamp keeps whether it has a zone; with one it is in UTC."""
 
@@ -28,7 +30,7 @@ def read_as(column: pa.Array, input_type: InputType) -> pa.Array:
 
     pandas turns integers with a missing value into floats with NaN, so NaN is read as null there; a fraction
     in an integer column stays an error, because no vocabulary can hold it. A timestamp without zone stays
-    one; dates are read as timestamps without zone, at midnight.
+    one; dates are read as timestamps without zone, at midnight. Vectors of spark.ml are read as arrays.
 
     Raises:
         pa.ArrowException: text is no number, a number is no text, and so on.
@@ -39,10 +41,12 @@ def read_as(column: pa.Array, input_type: InputType) -> pa.Array:
     given = column.type
     if given == target:
         return column
-    if not _is_readable(given, input_type):
+    if not is_readable(given, input_type):
         raise pa.ArrowTypeError(f"{given} is not {target}")
     if pa.types.is_null(given):
         return pa.nulls(len(column), target)
+    if is_vectors(given):
+        return lists_of(column)
     if input_type == "timestamp":
         return _as_microseconds(column)
     if input_type == "long" and pa.types.is_floating(given):
@@ -62,8 +66,11 @@ def _as_microseconds(column: pa.Array) -> pa.Array:
     return column.cast(pa.timestamp("us", tz=zone), safe=not finer)
 
 
-def _is_readable(given: pa.DataType, input_type: InputType) -> bool:
+def is_readable(given: pa.DataType, input_type: InputType) -> bool:
+    """Whether `read_as` takes a column of this Arrow type; single values can still be refused."""
     types = pa.types
+    if types.is_dictionary(given):
+        given = given.value_type
     if types.is_null(given):
         return True
     if input_type == "string":
@@ -76,6 +83,8 @@ def _is_readable(given: pa.DataType, input_type: InputType) -> bool:
         return bool(types.is_timestamp(given) or types.is_date(given))
     if input_type == "date":  # pandas has no dates: it delivers midnights
         return bool(types.is_date(given) or (types.is_timestamp(given) and given.tz is None))
+    if input_type == "doubles" and is_vectors(given):
+        return True
     if input_type in ("doubles", "longs"):
         lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
         return any(test(given) for test in lists) and _is_number(given.value_type, input_type == "longs")

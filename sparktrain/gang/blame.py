@@ -23,6 +23,7 @@ from sparktrain.errors import (
     SparkFailed,
     SparktrainError,
     StepFailed,
+    first_line,
 )
 from sparktrain.gang.spec import GangSpec
 from sparktrain.gang.watch import ends_of
@@ -249,7 +250,7 @@ def _cause(spark_error: str) -> str:
     for pattern in telling:
         if match := re.search(pattern, spark_error):
             return match[0].strip(" :")[:300]
-    return spark_error.strip().splitlines()[0][:300] if spark_error.strip() else "Spark gave no reason"
+    return first_line(spark_error)[:300] or "Spark gave no reason"
 
 
 def attempt_directory(path: Path) -> Path:

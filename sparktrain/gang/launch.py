@@ -24,6 +24,7 @@ from sparktrain.errors import SparktrainError, ValueUnreadable
 from sparktrain.gang.blame import attempt_directory, diagnose
 from sparktrain.gang.output import Tail
 from sparktrain.gang.pickling import pickle_call
+from sparktrain.gang.queue import slots_of_a_gang
 from sparktrain.gang.slots import check_slots, profile_of_rank
 from sparktrain.gang.spec import GangSpec
 from sparktrain.gang.stage import Stage
@@ -51,7 +52,8 @@ class Gang:
         cpus_per_rank: threads for torch and Arrow in each rank; from Spark 4 on, and elsewhere than on a
             local master, a rank's Spark task takes as many cores.
         gpus_per_rank: 1: NCCL, and `World.device` is the granted GPU; 0: gloo on the CPU.
-        start_timeout_seconds: until every rank has met the others.
+        start_timeout_seconds: until every rank has met the others; a gang that waits for the slots of another
+            of this driver counts from its turn.
         collective_timeout_seconds: until a silent peer counts as lost.
         stall_timeout_seconds: until a gang of which no rank calls `sparktrain.pulse.beat()` is given up, with
             the stacks of all ranks in files; None: never.
@@ -113,12 +115,14 @@ class Gang:
         """
         payload = pickle_call(function, args)
         self.check()
-        if self._directory is not None:
-            return self._launch(attempt_directory(Path(self._directory)), payload)
-        directory = Path(tempfile.mkdtemp(prefix="sparktrain-gang-"))
-        # After an error the directory stays: the message points into it.
-        values = self._launch(directory, payload)
-        shutil.rmtree(directory, ignore_errors=True)
+        directory = Path(self._directory) if self._directory is not None else None
+        place = (
+            attempt_directory(directory) if directory else Path(tempfile.mkdtemp(prefix="sparktrain-gang-"))
+        )
+        with slots_of_a_gang(self._spark, self._ranks, self._profile()):
+            values = self._launch(place, payload)
+        if directory is None:  # after an error it stays: the message points into it
+            shutil.rmtree(place, ignore_errors=True)
         return values
 
     def _profile(self) -> ResourceProfile | None:

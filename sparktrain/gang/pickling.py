@@ -11,6 +11,7 @@ from typing import Any
 import cloudpickle
 
 from sparktrain.errors import NotPicklable
+from sparktrain.runs.package import IMPORTING
 
 
 def pickle_call(function: Callable[..., Any], args: Sequence[Any]) -> bytes:
@@ -20,8 +21,7 @@ def pickle_call(function: Callable[..., Any], args: Sequence[Any]) -> bytes:
         NotPicklable: naming the function or the arguments that are the reason.
     """
     try:
-        pickled: bytes = cloudpickle.dumps((function, tuple(args)))
-        return pickled
+        return _pickled((function, tuple(args)))
     except Exception as error:
         names = [_name(value) for value in (function, *args) if not _can_pickle(value)]
         raise NotPicklable(names, f"{type(error).__name__}: {error}") from error
@@ -88,7 +88,13 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _can_pickle(value: Any) -> bool:
     try:
-        cloudpickle.dumps(value)
+        _pickled(value)
     except Exception:
         return False
     return True
+
+
+def _pickled(value: Any) -> bytes:
+    with IMPORTING:  # a class whose module is not there for now would be pickled with its code
+        pickled: bytes = cloudpickle.dumps(value)
+    return pickled

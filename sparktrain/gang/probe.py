@@ -37,11 +37,13 @@ class Probe(NamedTuple):
         directory: as the driver sees it; holds the file `nonce`.
         nonce: what is in that file.
         gpus: whether to count the GPUs that torch sees.
+        checkpoints: another directory like that, or the URI of one in an object store; None: there is none.
     """
 
     directory: str
     nonce: str
     gpus: bool
+    checkpoints: str | None = None
 
 
 class Answer(NamedTuple):
@@ -50,6 +52,7 @@ class Answer(NamedTuple):
     Attributes:
         address: of its host, as Spark knows it.
         directory: "" if it sees the driver's files and can write; else what is wrong.
+        checkpoints: "" if it can write there, or there is none; else what is wrong.
         unreached: ranks that it could not connect to, with the reason.
         own_name: the address to which the host resolves its own name, which is where gloo listens.
         num_gpus: that torch sees; None if nobody asked.
@@ -61,6 +64,7 @@ class Answer(NamedTuple):
     python: str
     versions: Mapping[str, str]
     directory: str
+    checkpoints: str
     unreached: Mapping[str, str]
     own_name: str
     num_gpus: int | None
@@ -118,7 +122,8 @@ def _answer(probe: Probe, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Reco
         address=hosts[rank],
         python=sys.executable,
         versions=versions.here(),
-        directory=_look_at(probe, rank),
+        directory=_look_at(probe.directory, probe.nonce, rank),
+        checkpoints=_look_at_checkpoints(probe, rank),
         unreached=_reach_others(context, hosts, rank),
         own_name=_own_name(),
         num_gpus=_count_gpus() if probe.gpus else None,
@@ -126,13 +131,34 @@ def _answer(probe: Probe, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Reco
     yield pa.RecordBatch.from_pydict({"answer": [json.dumps(found._asdict())]})
 
 
-def _look_at(probe: Probe, rank: int) -> str:
-    """Read what the driver wrote, and write something for it."""
-    directory = Path(probe.directory)
+def _look_at_checkpoints(probe: Probe, rank: int) -> str:
+    if probe.checkpoints is None:
+        return ""
+    if "://" not in probe.checkpoints:
+        return _look_at(probe.checkpoints, probe.nonce, rank)
     try:
-        if (directory / "nonce").read_text() != probe.nonce:
+        from sparktrain.storage import check_writable, path_of
+    except ImportError:
+        return ""  # the versions tell that sparktrain is missing
+    try:
+        check_writable(path_of(probe.checkpoints))
+    except Exception as error:
+        return f"can't be written ({error})"
+    return ""
+
+
+def _look_at(path: str, nonce: str, rank: int) -> str:
+    """Read what the driver wrote, and write something for it."""
+    directory = Path(path)
+    try:
+        if (directory / "nonce").read_text() != nonce:
             return "holds another file than the driver wrote"
-        (directory / f"rank-{rank}").write_text(probe.nonce)
+        file = directory / f"rank-{rank}"
+        # As ranks write: a file that is renamed when it is whole, and a log that grows.
+        file.with_suffix(".partial").write_text(nonce)
+        file.with_suffix(".partial").replace(file)
+        with file.open("a") as log:
+            log.write("\n")
     except FileNotFoundError:
         return "does not hold the file that the driver wrote"
     except OSError as error:
@@ -146,6 +172,8 @@ def _reach_others(context: BarrierTaskContext, hosts: Sequence[str], rank: int) 
     listener, problem = None, ""
     try:
         listener = socket.create_server((own, 0), backlog=len(hosts))
+        if (bound := listener.getsockname()[0]).startswith("127.") and bound != own:
+            problem = f"its host resolves its own name {own} to {bound}, the loopback device"
     except OSError as error:
         problem = f"can't listen at {own} ({error.strerror or error})"
     port = listener.getsockname()[1] if listener else None

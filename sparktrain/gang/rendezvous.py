@@ -19,9 +19,10 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # exported, not by stubs
+from torch.torch_version import TorchVersion
 
 from sparktrain import versions
-from sparktrain.errors import RendezvousTimeout
+from sparktrain.errors import HostIsLoopback, RendezvousTimeout, first_line
 from sparktrain.gang.spec import GangSpec
 from sparktrain.storage import commit_json
 from sparktrain.world import World
@@ -32,6 +33,8 @@ _DRIVER_ONLY = ("MLFLOW_", "DATABRICKS_TOKEN", "DATABRICKS_PASSWORD", "DATABRICK
 _POLL_SECONDS = 0.005
 _SIOCGIFADDR = 0x8915  # of <linux/sockios.h>
 _SO_ATTACH_FILTER, _BPF_RET = 26, 6  # of <asm/socket.h>, <linux/filter.h>
+# torch's store by libuv refused a socket that listens already before 2.8; the older one takes it
+_LIBUV_TAKES_SOCKETS = TorchVersion(torch.__version__) >= "2.8"
 
 
 @contextmanager
@@ -43,6 +46,7 @@ def process_group(spec: GangSpec, world: World, address: str) -> Iterator[None]:
 
     Raises:
         RendezvousTimeout: not all ranks came within `spec.start_timeout_seconds`.
+        HostIsLoopback: rank 0's host is a name that leads only to itself.
     """
     variables = {
         "RANK": str(world.rank),
@@ -83,6 +87,9 @@ def _meet(spec: GangSpec, world: World, address: str) -> TCPStore:
         if world.is_first:
             listener = socket.create_server((address, 0))  # bound before it is announced: no port race
             host, port = listener.getsockname()[:2]
+            if host.startswith("127.") and host != address:
+                listener.close()
+                raise HostIsLoopback(address, host)
             door = listener.dup()
             store = TCPStore(
                 host,
@@ -92,6 +99,7 @@ def _meet(spec: GangSpec, world: World, address: str) -> TCPStore:
                 timeout=timeout,
                 wait_for_workers=False,
                 master_listen_fd=listener.detach(),
+                use_libuv=_LIBUV_TAKES_SOCKETS,
             )
             commit_json(spec.rendezvous_file, {"host": host, "port": port, "token": spec.token})
         else:
@@ -103,8 +111,8 @@ def _meet(spec: GangSpec, world: World, address: str) -> TCPStore:
             _shut(door)
         return store
     except dist.DistError as error:
-        reason = str(error).splitlines()[0]
-        raise RendezvousTimeout(world.rank, world.size, spec.start_timeout_seconds, reason) from error
+        waited = spec.start_timeout_seconds
+        raise RendezvousTimeout(world.rank, world.size, waited, first_line(error)) from error
     finally:
         if door is not None:
             door.close()

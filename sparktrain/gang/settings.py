@@ -10,7 +10,7 @@ from pyspark.sql import SparkSession
 
 from sparktrain.config import TrainConfig
 from sparktrain.errors import ConfigError
-from sparktrain.gang.slots import check_slots, is_local, profile_of_rank, setting
+from sparktrain.gang.slots import check_slots, cores_of_task, is_local, profile_of_rank, setting
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +97,10 @@ def _slow_ones(spark: SparkSession, train: TrainConfig) -> Iterator[Harm]:
         if not _is_on(spark, name, "true"):
             found = "off; every gang waits for new Python processes, which takes seconds"
             yield Harm("warning", name, found, f"set {name}=true")
-    cores = int(setting(spark, "spark.task.cpus", "1"))
+    cores = cores_of_task(spark)
     profile = profile_of_rank(spark, train.cpus_per_rank, train.gpus_per_rank)
     if profile is None and not is_local(spark) and cores < train.cpus_per_rank:
-        found = f"{cores}, and train.cpus_per_rank is {train.cpus_per_rank}: ranks share cores"
+        found = f"{float(cores):g}, and train.cpus_per_rank is {train.cpus_per_rank}: ranks share cores"
         way_out = f"set spark.task.cpus={train.cpus_per_rank} when Spark starts, or lower train.cpus_per_rank"
         yield Harm("warning", "spark.task.cpus", found, way_out)
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+from sparktrain.runs.package import IMPORTING
+
 logger = logging.getLogger(__name__)
 
 _shipped: dict[tuple[str, str], str] = {}
@@ -29,6 +31,8 @@ def ship_package(spark: SparkSession, name: str) -> None:
     """
     folder = _folder_of(name)
     assert folder is not None, f"{name} is no package"
+    if not folder.is_dir():  # it lies in a zip, as --py-files brings it to executors, too
+        return
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and "__pycache__" not in file.parts]
     digest, place = _digest(files), (_name_of(spark), name)
     if place not in _shipped:
@@ -60,7 +64,8 @@ def _send(spark: SparkSession, archive: Path) -> None:
 
 
 def _folder_of(package: str) -> Path | None:
-    path = getattr(sys.modules.get(package) or importlib.import_module(package), "__path__", None)
+    with IMPORTING:
+        path = getattr(sys.modules.get(package) or importlib.import_module(package), "__path__", None)
     return Path(next(iter(path))) if path else None
 
 
@@ -81,6 +86,9 @@ def _pack(name: str, folder: Path, files: list[Path]) -> Path:
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # Spark serves the file as long as it runs
     archive = scratch / f"{name}.zip"
     with zipfile.ZipFile(archive, "w") as bundle:
+        # Python finds a folder without __init__.py only where the zip has it by itself
+        for place in sorted({parent for file in files for parent in file.relative_to(folder).parents}):
+            bundle.mkdir((Path(name) / place).as_posix())
         for file in files:
             bundle.write(file, Path(name) / file.relative_to(folder))
     return archive

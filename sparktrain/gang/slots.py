@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from fractions import Fraction
 
 from pyspark.resource import ResourceProfile, ResourceProfileBuilder, TaskResourceRequests
 from pyspark.sql import SparkSession
@@ -72,7 +73,7 @@ def num_slots(spark: SparkSession, profile: ResourceProfile | None = None) -> in
 def most_slots(spark: SparkSession, profile: ResourceProfile | None = None) -> int | None:
     """Slots that there will be when all executors have come that were asked for; None if nobody knows."""
     master = setting(spark, "spark.master")
-    cores_per_task = _cores_per_task(spark, profile)
+    cores_per_task = cores_of_task(spark, profile)
     if match := re.fullmatch(r"local(?:\[(\d+)(?:,\d+)?\])?", master):
         return int(match[1] or 1) // cores_per_task
     if match := re.fullmatch(r"local-cluster\[\s*(\d+)\s*,\s*(\d+)\s*,\s*\d+\s*\]", master):
@@ -93,7 +94,7 @@ def profile_of_rank(spark: SparkSession, cpus: int, gpus: int) -> ResourceProfil
     Those hold in local mode, which knows no such profiles, before Spark 4, whose DataFrames take none, and
     wherever they say the same.
     """
-    same = cpus == int(setting(spark, "spark.task.cpus", "1"))
+    same = cpus == cores_of_task(spark)
     same = same and gpus == float(setting(spark, "spark.task.resource.gpu.amount", "0"))
     if same or is_local(spark) or int(spark.version.partition(".")[0]) < 4:
         return None
@@ -104,10 +105,11 @@ def profile_of_rank(spark: SparkSession, cpus: int, gpus: int) -> ResourceProfil
     return profile
 
 
-def _cores_per_task(spark: SparkSession, profile: ResourceProfile | None) -> int:
+def cores_of_task(spark: SparkSession, profile: ResourceProfile | None = None) -> Fraction:
+    """What a task takes of its executor's cores, which may be a part of one; exact, as 1 // 0.1 is 9."""
     if profile is not None and (request := profile.taskResources.get("cpus")) is not None:
-        return int(request.amount)
-    return int(setting(spark, "spark.task.cpus", "1"))
+        return Fraction(str(request.amount))
+    return Fraction(setting(spark, "spark.task.cpus", "1"))
 
 
 def is_local(spark: SparkSession) -> bool:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyspark.sql import SparkSession
@@ -35,7 +36,8 @@ from sparktrain.gang.slots import setting
 from sparktrain.runs.describe import flatten, keep_facts, masked
 from sparktrain.runs.directory import FINISHED, RunDirectory
 from sparktrain.runs.follow import Follower
-from sparktrain.runs.late import LateTracker, start_tracking
+from sparktrain.runs.in_notebook import progress_in_cell, result_in_cell
+from sparktrain.runs.late import LateTracker, Untracked, start_tracking
 from sparktrain.runs.publish import Outcome, publish_or_tell, write_and_log_report
 from sparktrain.runs.tracking import Tracker
 from sparktrain.storage import check_writable, commit_json, read_json
@@ -70,7 +72,7 @@ class TrainResult:
 
     Attributes:
         status: "finished", "failed" or "killed".
-        run_id: MLflow's; None if it was never reached.
+        run_id: MLflow's; None if it was never reached, or is not wanted.
         dataset: path, fingerprint, rows by split, quarantined rows by rule.
         metrics: "validation/…" and "test/…" of the best checkpoint, "reference/…" of the logistic regression.
         model_uri: the registered version, "models:/<name>/<version>"; None if the run did not finish, or if
@@ -95,6 +97,9 @@ class TrainResult:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def _repr_html_(self) -> str:
+        return result_in_cell(self.to_dict())
+
 
 def train(
     dataset: Dataset,
@@ -104,6 +109,7 @@ def train(
     spark: SparkSession | None = None,
     on_event: Callable[[Mapping[str, Any]], None] | None = None,
     on_output: Callable[[str], object] | None = None,
+    progress: bool = True,
 ) -> TrainResult:
     """Train `task` on `dataset` with a gang, log the run to MLflow, and register the model.
 
@@ -115,6 +121,7 @@ def train(
             first of those that torchrun has started.
         on_event: called on the driver, from another thread, with each event of the ranks.
         on_output: likewise, with what rank 0 prints, as it comes; None: it goes to stdout.
+        progress: in a notebook, show in the cell how far the training is; elsewhere nothing is shown.
 
     Raises:
         SparktrainError: of the class that names the reason; see `sparktrain.errors`.
@@ -131,7 +138,8 @@ def train(
     with run.only_reporter() as alone:
         if not alone:
             raise RunUnderWay(str(run.path))
-        return _lead(run, saved, session, dataset, task, config, model, started, on_event, on_output)
+        with progress_in_cell(on_event, progress) as follow:
+            return _lead(run, saved, session, dataset, task, config, model, started, follow, on_output)
 
 
 def _lead(
@@ -309,7 +317,7 @@ def _run_directory(dataset: Dataset, config: Config) -> tuple[RunDirectory, Chec
     # Without secrets: the file stays, and what differs from it on a resume is told.
     spec = {"dataset": dataset.fingerprint, **masked(config.model_dump(mode="json"))}
     if config.resume:
-        run = RunDirectory.newest_unfinished(config.storage.root, config.pipeline)
+        run = _run_to_resume(config.storage.root, config.pipeline, config.resume)
         if run is not None:
             _compare(run, read_json(run.spec_file), spec)
             saved = newest_valid(run.checkpoints_in(config.storage.checkpoints))
@@ -320,6 +328,24 @@ def _run_directory(dataset: Dataset, config: Config) -> tuple[RunDirectory, Chec
     run = RunDirectory.create(config.storage.root, config.pipeline)
     commit_json(run.spec_file, spec)
     return run, None
+
+
+def _run_to_resume(root: Path, pipeline: str, wanted: bool | str) -> RunDirectory | None:
+    """The run of the name that was given, or the newest one that was not finished.
+
+    Raises:
+        RunUnknown: no run has this name.
+        ConfigError: it is of another pipeline, or has come to its end.
+    """
+    if isinstance(wanted, bool):
+        return RunDirectory.newest_unfinished(root, pipeline)
+    run = RunDirectory.named(root, wanted)
+    if not run.spec_file.is_file() or read_json(run.spec_file).get("pipeline") != pipeline:
+        way_out = f"name one of {pipeline}, or give that pipeline's configuration"
+        raise ConfigError([f"resume: {run.name} is no run of {pipeline}; {way_out}"])
+    if run.is_finished:
+        raise ConfigError([f"resume: {run.name} has finished; leave resume empty to train anew"])
+    return run
 
 
 def _compare(run: RunDirectory, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -340,7 +366,10 @@ def _compare(run: RunDirectory, before: Mapping[str, Any], now: Mapping[str, Any
 
 @contextmanager
 def _ending(
-    run: RunDirectory, tracker: Tracker | LateTracker, attempts: Attempts | Alone, facts: Mapping[str, Any]
+    run: RunDirectory,
+    tracker: Tracker | LateTracker | Untracked,
+    attempts: Attempts | Alone,
+    facts: Mapping[str, Any],
 ) -> Iterator[None]:
     """However the run fails, leave its result and its status behind."""
     try:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import cloudpickle
 import pyarrow as pa
-from pyspark import BarrierTaskContext, TaskContext
+from pyspark import BarrierTaskContext, SparkFiles, TaskContext
 
-from sparktrain.errors import DeviceUnknown, NotABarrierStage, RankEnded
+from sparktrain.devices import device_index
+from sparktrain.errors import NotABarrierStage, RankEnded
 from sparktrain.gang.blame import write_error
 from sparktrain.gang.process import call_in_process
 from sparktrain.gang.spec import GangSpec
@@ -32,7 +35,7 @@ def run_rank(batches: Iterable[pa.RecordBatch], spec: GangSpec) -> Iterator[pa.R
         world, address = _find_place(spec, context, rank)
         for module in spec.preload:  # here, where the next gang finds them imported already
             importlib.import_module(module)
-        value = call_in_process(partial(call_in_group, spec, world, address), spec, world)
+        value = call_in_process(partial(_call_as_rank, spec, world, address), spec, world)
     except RankEnded:
         # No error of Spark's: it would kill the Python workers of all ranks, and the next attempt would have
         # to wait for new ones. The driver knows from files.
@@ -56,6 +59,14 @@ def _find_place(spec: GangSpec, context: TaskContext, rank: int) -> tuple[World,
         attempt=spec.attempt,
     )
     return world, "127.0.0.1" if len(set(hosts)) == 1 else hosts[rank]
+
+
+def _call_as_rank(spec: GangSpec, world: World, address: str) -> bytes:
+    """In the rank's own process; a worker has its working directory in front of what the driver sent."""
+    sent = SparkFiles.getRootDirectory()
+    ours = [entry for entry in sys.path if Path(entry).is_relative_to(sent)]
+    sys.path[:] = ours + [entry for entry in sys.path if entry not in ours]
+    return call_in_group(spec, world, address)
 
 
 def call_in_group(spec: GangSpec, world: World, address: str) -> bytes:
@@ -93,21 +104,3 @@ def _device(spec: GangSpec, context: TaskContext, hosts: Sequence[str], rank: in
     # Local masters grant no addresses: there the ranks of a host share its devices in order.
     address = granted.addresses[0] if granted else str(hosts[:rank].count(hosts[rank]))
     return f"cuda:{device_index(address, os.environ.get('CUDA_VISIBLE_DEVICES'))}"
-
-
-def device_index(address: str, visible: str | None) -> int:
-    """Return the number by which CUDA knows a GPU that Spark knows by its address on the host.
-
-    Args:
-        address: a number, or the name of a MIG slice.
-        visible: the worker's CUDA_VISIBLE_DEVICES, in whose order CUDA counts.
-
-    Raises:
-        DeviceUnknown: a name that is not among the visible ones.
-    """
-    listed = [entry.strip() for entry in visible.split(",")] if visible else []
-    if address in listed:
-        return listed.index(address)
-    if not address.isdecimal():
-        raise DeviceUnknown(address, visible)
-    return int(address)

@@ -24,10 +24,11 @@ SCRIPT = """
     from sparktrain.testing import StandaloneCluster, spark_session
 
     root, inside = Path(sys.argv[1]), sys.argv[2:]
+    config = Config(pipeline="any", storage={"root": root, "checkpoints": str(root)})
     with StandaloneCluster(workers=1) as cluster:
         cluster.add_worker(inside=(*inside, str(root)))
         with spark_session(cluster.url, **cluster.settings) as spark:
-            findings = list(examine_executors(Config(pipeline="any", storage={"root": root}), spark))
+            findings = list(examine_executors(config, spark))
     print(json.dumps({"findings": findings, "left": [str(path) for path in root.iterdir()]}))
 """
 
@@ -50,4 +51,6 @@ def test_a_host_with_a_disk_of_its_own_is_found(tmp_path: Path) -> None:
     assert "does not hold the file that the driver wrote" in of["run directory"]["found"]
     assert of["run directory"]["found"].count("for rank") == 1, "the other executor sees it"
     assert "storage.root" in of["run directory"]["way_out"]
+    assert of["checkpoints"]["level"] == "error" and of["checkpoints"]["found"].count("for rank") == 1
+    assert "storage.checkpoints" in of["checkpoints"]["way_out"]
     assert found["left"] == [], "the probe leaves nothing behind"

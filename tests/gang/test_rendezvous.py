@@ -17,11 +17,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sparktrain.errors import DeviceUnknown, RendezvousTimeout
+from sparktrain.devices import device_index
+from sparktrain.errors import DeviceUnknown, HostIsLoopback, RendezvousTimeout
 from sparktrain.gang.blame import attempt_directory
 from sparktrain.gang.rendezvous import _interface, _meet, process_group
 from sparktrain.gang.spec import GangSpec
-from sparktrain.gang.worker import device_index
 from sparktrain.testing import run_ranks
 from sparktrain.world import World
 
@@ -117,6 +117,15 @@ def test_a_rank_that_nobody_waits_for_gives_up_in_time(tmp_path: Path) -> None:
             raise AssertionError("it met nobody")
         assert 0.4 < time.monotonic() - started < 10
         assert not dist.is_initialized()
+
+
+def test_a_name_that_leads_to_its_own_host_alone_is_refused_before_others_wait_for_it(tmp_path: Path) -> None:
+    spec = GangSpec(directory=tmp_path, size=2, token="t", payload=b"", start_timeout_seconds=20.0)
+    started = time.monotonic()
+    with pytest.raises(HostIsLoopback, match=r"localhost resolves its own name to 127\.0\.0\.1.*/etc/hosts"):
+        _meet(spec, World(rank=0, size=2), "localhost")
+    assert time.monotonic() - started < 10
+    assert not spec.rendezvous_file.exists(), "nobody is to come"
 
 
 def test_an_address_of_another_attempt_is_not_taken(tmp_path: Path) -> None:

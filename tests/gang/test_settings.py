@@ -120,6 +120,7 @@ def test_gpus_need_executors_that_have_them() -> None:
 def test_more_threads_than_reserved_cores_are_mentioned_where_spark_can_not_be_told() -> None:
     assert harms({}, cpus_per_rank=4) == {"spark.task.cpus": "warning"}
     assert harms({"spark.task.cpus": "4"}, cpus_per_rank=4) == {}
+    assert harms({"spark.task.cpus": "0.5"}, cpus_per_rank=4) == {"spark.task.cpus": "warning"}
 
 
 @pytest.mark.parametrize(
@@ -134,6 +135,8 @@ def test_more_threads_than_reserved_cores_are_mentioned_where_spark_can_not_be_t
         ({"spark.master": "yarn", "spark.executor.instances": "4", "spark.executor.cores": "5"}, 20),
         ({"spark.master": "yarn", "spark.dynamicAllocation.enabled": "true"}, None),
         ({"spark.master": "k8s://h", "spark.executor.instances": "3", "spark.task.cpus": "2"}, 0),
+        ({"spark.master": "local[2]", "spark.task.cpus": "0.1"}, 20),
+        ({"spark.master": "yarn", "spark.executor.cores": "2", "spark.task.cpus": "1.5"}, 2),
         ({"spark.master": "spark://h:1"}, None),
         ({"spark.master": "spark://h:1", "spark.cores.max": "7", "spark.task.cpus": "2"}, 3),
     ],
@@ -186,4 +189,5 @@ def test_a_property_file_is_well_formed_and_harmless(file: Path) -> None:
 
 
 def test_every_place_has_its_property_file() -> None:
-    assert [file.stem for file in FILES] == ["databricks", "kubernetes", "standalone", "yarn"]
+    places = {"databricks", "kubernetes", "local", "standalone", "standalone-gpu", "yarn"}
+    assert {file.stem for file in FILES} == places

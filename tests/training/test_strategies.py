@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from sparktrain.config import DdpConfig, FsdpConfig, LocalSgdConfig, TrainConfig
 from sparktrain.dataset import Dataset, open_dataset
-from sparktrain.errors import RankFailed
+from sparktrain.errors import RankFailed, TorchTooOld
 from sparktrain.features import FittedFeatures
 from sparktrain.testing import run_ranks
 from sparktrain.training.checkpoint import newest_valid
 from sparktrain.training.loop import Loop
 from sparktrain.training.step import Step
+from sparktrain.training.strategies.fsdp import FullySharded
 from sparktrain.training.task import Batch
 from sparktrain.world import World
 from tests.fixtures.tiny_task import (
@@ -230,6 +231,12 @@ def test_parameters_that_no_loss_reaches_are_named(dataset: Dataset, tmp_path: P
         train_tiny(UnusedTask(), dataset, config("ddp"), tmp_path / "ddp", ranks=2)
     found = train_tiny(UnusedTask(), dataset, config("fsdp"), tmp_path / "fsdp", ranks=2)
     assert found[0]["steps"] == 40
+
+
+def test_a_torch_that_can_not_shard_on_cpus_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu.Stream, "record_event")  # as in torch 2.6
+    with pytest.raises(TorchTooOld, match=r"fsdp on CPUs: torch .* Way out: take train\.strategy=ddp"):
+        FullySharded(config("fsdp"), torch.nn.Linear(2, 1), World())
 
 
 @pytest.mark.parametrize("step", [3, 4, 21])

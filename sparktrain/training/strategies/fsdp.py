@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from sparktrain.config import TrainConfig
+from sparktrain.errors import TorchTooOld
 from sparktrain.training.blocks import blocks_of
 from sparktrain.training.strategies.ddp import broadcast_buffers, broadcast_weights
 from sparktrain.training.strategies.single import Single
@@ -25,6 +26,9 @@ class FullySharded(Single):
     """
 
     def __init__(self, config: TrainConfig, model: nn.Module, world: World) -> None:
+        if world.device == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):  # 2.6 has none of it
+            way_out = "take train.strategy=ddp, GPUs, or a newer torch"
+            raise TorchTooOld("train.strategy=fsdp on CPUs", torch.__version__, way_out)
         mesh = init_device_mesh(world.device.partition(":")[0], (world.size,))
         half = torch.bfloat16 if config.precision == "bf16" else None
         # Weights travel as bf16, gradients are added as float32.
