@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from sparktrain.dataset.card_html import Html, number
+from sparktrain.dataset.card_html import Html
 
 Curve = Sequence[tuple[int, float]]
 
@@ -16,10 +16,11 @@ _MAX_POINTS = 400
 _COLOURS = ("var(--bar)", "#d9772b", "#5b9a5b", "#9a6bb5")
 
 CHART_STYLE = """
-.charts{display:flex;flex-wrap:wrap;gap:14px}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));gap:14px}
+p+.charts{margin-top:12px}
 figure{margin:0;padding:10px 12px;background:var(--card);border:1px solid var(--line);border-radius:8px}
 figcaption{font-weight:600;margin-bottom:4px}figcaption span{font-weight:400;font-size:12px;margin-left:10px}
-.chart{max-width:100%;height:auto}.chart polyline{fill:none;stroke-width:1.7}
+.chart{width:100%;height:auto}.chart polyline{fill:none;stroke-width:1.7}
 .chart line{stroke:var(--line)}.chart .mark{stroke:var(--soft);stroke-dasharray:3 3}
 .chart text{fill:var(--soft);font-size:11px}
 """
@@ -56,7 +57,7 @@ def chart(title: str, curves: Mapping[str, Curve], marks: Sequence[int] = ()) ->
     drawing = "".join(lines)
     return Html(
         f"<figure><figcaption>{escape(title)}{legend}</figcaption>"
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img">'
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">'
         f"<title>{escape(title)}</title>{drawing}</svg></figure>"
     )
 
@@ -89,12 +90,13 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 def _axes(scale: _Scale) -> str:
     bottom = _HEIGHT - _BOTTOM
     found = []
-    for part in range(4):
-        value = scale.low + (scale.high - scale.low) * part / 3
+    ticks = _ticks(scale.low, scale.high)
+    between = ticks[-1] - ticks[-2]
+    for value in ticks:
         y = scale.y(value)
         found.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         found.append(
-            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(_short(value))}</text>'
+            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(_short(value, between))}</text>'
         )
     for step, anchor in ((scale.first, "start"), (scale.last, "end")):
         found.append(
@@ -105,11 +107,22 @@ def _axes(scale: _Scale) -> str:
     return "".join(found)
 
 
-def _short(value: float) -> str:
+def _ticks(low: float, high: float) -> list[float]:
+    """Round values within a scale, two to six of them: multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    size = next(power * n for n in (1, 2, 5, 10) if power * n >= rough * 0.9)
+    first, last = math.ceil(low / size - 1e-9), math.floor(high / size + 1e-9)
+    return [number * size for number in range(first, last + 1)]
+
+
+def _short(value: float, between: float) -> str:
+    """A value with as many digits as tell it from one that is `between` away."""
+    digits = max(3, math.ceil(math.log10(max(abs(value) / between, 1))) + 1)
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size and abs(value) < 1e15:
-            return f"{value / (1e3 if unit == 'k' else size):.3g} {unit}"
-    return f"{value:.1e}" if abs(value) >= 1e15 or 0 < abs(value) < 1e-3 else number(float(f"{value:.3g}"))
+            return f"{value / (1e3 if unit == 'k' else size):.{digits}g} {unit}"
+    return f"{value:,.{max(digits, 4)}g}"
 
 
 def _thinned(curve: Curve) -> Curve:

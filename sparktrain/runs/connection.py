@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,19 @@ def resolve_tracking_uri(config: TrackingConfig, root: Path) -> str:
     """Return where to track: `tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file under `root`."""
     given = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
     return given or f"sqlite:///{root.resolve()}/mlflow.db"
+
+
+def mlflow_setting() -> tuple[str | None, str | None]:
+    """Return the tracking URI that this process has set for MLflow, and the run active in this thread.
+
+    Either is None if there is none; MLflow is not imported for it.
+    """
+    from_environment = os.environ.get("MLFLOW_TRACKING_URI") or None
+    if (mlflow := sys.modules.get("mlflow")) is None:
+        return from_environment, None
+    active = mlflow.active_run()
+    is_set = from_environment is not None or active is not None or mlflow.is_tracking_uri_set()
+    return (mlflow.get_tracking_uri() if is_set else None), (active.info.run_id if active else None)
 
 
 def artifact_location(uri: str, root: Path) -> str | None:
@@ -146,7 +160,7 @@ def bounded_http(timeout_seconds: int, max_retries: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_mlflow() -> Iterator[None]:
-    """Hold back what MLflow and alembic say on success (tables, run URLs); warnings and errors stay."""
+    """Hold back what MLflow and alembic say on success (tables, run URLs, bars); warnings and errors stay."""
     with _shared("quiet", _lower_voices):
         yield
 
@@ -154,7 +168,9 @@ def quiet_mlflow() -> Iterator[None]:
 def _lower_voices() -> Callable[[], None]:
     import mlflow  # noqa: F401  # importing it sets the level of its logger, so before we do
 
-    restore_environment = _set_environment({"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"})
+    restore_environment = _set_environment(
+        {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    )
     levels = {name: logging.getLogger(name).level for name in ("mlflow", "alembic")}
     for name in levels:
         logging.getLogger(name).setLevel(logging.WARNING)

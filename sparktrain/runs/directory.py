@@ -7,15 +7,20 @@ import math
 import re
 import secrets
 import shlex
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sparktrain.errors import RunUnknown
 from sparktrain.storage import AnyPath, commit_json, path_of, read_json, writable_directory
 
 FINISHED = "finished"
+_SILENT_SECONDS = 600
+_NAME = re.compile(r"(?P<pipeline>.+)-\d{8}-\d{6}-[0-9a-f]{6}")
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,35 @@ class RunDirectory:
 
     @classmethod
     def newest_unfinished(cls, root: Path, pipeline: str) -> RunDirectory | None:
-        """Return the newest run of `pipeline` that got a spec and did not finish; None without one."""
-        for run in sorted(_runs_of(root, pipeline), key=_started, reverse=True):
-            if run.spec_file.is_file() and not run.is_finished:
-                return run
-        return None
+        """Return the newest run of `pipeline` that got a spec and did not finish; None without one.
+
+        One that trained comes before a newer one that failed before its first attempt: that has nothing to
+        continue from.
+        """
+        runs = sorted(_runs_of(root, pipeline), key=_started, reverse=True)
+        unfinished = [run for run in runs if run.spec_file.is_file() and not run.is_finished]
+        return next((run for run in unfinished if run.num_attempts), next(iter(unfinished), None))
+
+    @classmethod
+    def all_in(cls, root: Path) -> list[RunDirectory]:
+        """Return every run under `root`, the newest first."""
+        return sorted(_runs_of(root, None), key=_started, reverse=True)
+
+    @classmethod
+    def named(cls, root: Path, name: str) -> RunDirectory:
+        """Return the run of a name, or of the only one that begins like this; a path of a run will do, too.
+
+        Raises:
+            RunUnknown: there is none, or more than one.
+        """
+        path = Path(name).resolve()
+        if "/" in name and path.is_dir() and _NAME.fullmatch(path.name):
+            return cls(path)
+        known = cls.all_in(root)
+        found = [run for run in known if run.name == name] or [r for r in known if r.name.startswith(name)]
+        if len(found) != 1:
+            raise RunUnknown(name, str(root / "runs"), [run.name for run in found or known])
+        return found[0]
 
     @property
     def name(self) -> str:
@@ -135,7 +164,7 @@ class RunDirectory:
 
         Two at once would each log what the other has just logged.
         """
-        with (self.path / "reporter.lock").open("w") as lock:
+        with self._lock_file.open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -143,7 +172,34 @@ class RunDirectory:
                 return
             except OSError:  # a file system without locks
                 pass
+            lock.truncate(0)
+            lock.write(socket.gethostname())
+            lock.flush()
             yield True
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / "reporter.lock"
+
+    @property
+    def is_led(self) -> bool:
+        """Whether a process leads or reports the run; on another host: whether it wrote in ten minutes."""
+        try:
+            with self._lock_file.open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                is_ours = lock.read() in ("", socket.gethostname())
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            is_ours = False
+        return not is_ours and time.time() - self.last_sign < _SILENT_SECONDS
+
+    @property
+    def last_sign(self) -> float:
+        """When something was written last, in seconds since 1970."""
+        return max(p.stat().st_mtime for p in (self.path, self.events, *self.path.glob("*.json")))
 
     @property
     def is_finished(self) -> bool:
@@ -177,17 +233,16 @@ class RunDirectory:
         commit_json(self.result_file, _strict(result))
 
 
-def _runs_of(root: Path, pipeline: str) -> Iterator[RunDirectory]:
-    # a whole match: "flights" must not pick up a run of "flights_by_hour"
-    name = re.compile(re.escape(pipeline) + r"-\d{8}-\d{6}-[0-9a-f]{6}")
-    for path in (root / "runs").glob(f"{pipeline}-*"):
-        if name.fullmatch(path.name):
+def _runs_of(root: Path, pipeline: str | None) -> Iterator[RunDirectory]:
+    for path in (root / "runs").glob(f"{pipeline or ''}*-*"):
+        # a whole match: "flights" must not pick up a run of "flights_by_hour"
+        if (match := _NAME.fullmatch(path.name)) and pipeline in (None, match["pipeline"]):
             yield RunDirectory(path.resolve())
 
 
 def _started(run: RunDirectory) -> tuple[str, int]:
     """Sort key: the second in the name, then the time of the file system for two runs of one second."""
-    return run.name.rsplit("-", 1)[0], run.path.stat().st_ctime_ns
+    return "-".join(run.name.split("-")[-3:-1]), run.path.stat().st_ctime_ns
 
 
 def _strict(value: object) -> object:

@@ -12,6 +12,7 @@ from sparktrain.config import Config
 from sparktrain.errors import TrackingUnavailable
 from sparktrain.runs.connection import resolve_tracking_uri, without_secrets
 from sparktrain.runs.directory import RunDirectory
+from sparktrain.runs.follow import NullTracker
 from sparktrain.runs.tracking import Status, Tracker, warn_of_end
 from sparktrain.storage import commit_json
 
@@ -61,14 +62,29 @@ class LateTracker:
         return tracker.finish(status)
 
 
+class Untracked(NullTracker):
+    """Stands in for a Tracker with `tracking.uri: none`: the run directory is all there is."""
+
+    run_id = None
+
+    def reached(self) -> Tracker:
+        raise AssertionError("nobody asks for an MLflow that is not wanted")
+
+    def finish(self, status: Status) -> bool:
+        """Do nothing; say that MLflow does not know."""
+        return False
+
+
 def start_tracking(
     run_dir: RunDirectory, config: Config, dataset: Dataset, model: nn.Module | None = None
-) -> Tracker | LateTracker:
+) -> Tracker | LateTracker | Untracked:
     """Start an MLflow run, or continue it; where tracking isn't required, later if the server is away.
 
     Raises:
         TrackingUnavailable: within ten seconds, if `tracking.required`.
     """
+    if config.tracking.is_none:
+        return Untracked()
     start = partial(Tracker.start, run_dir, config, dataset, model)
     try:
         return start()

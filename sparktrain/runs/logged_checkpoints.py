@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from sparktrain.dataset import Dataset
 from sparktrain.runs.connection import bounded_http, quiet_mlflow
-from sparktrain.runs.registry import CHECKPOINT_TAG, FEATURES_FILE, WEIGHTS_FILE
+from sparktrain.runs.package import FEATURES_FILE, WEIGHTS_FILE
+from sparktrain.runs.registry import CHECKPOINT_TAG
 from sparktrain.runs.tracking import Tracker
 from sparktrain.storage import AnyPath, to_json
 from sparktrain.training.checkpoint import Checkpoint, committed, open_checkpoint

@@ -15,7 +15,7 @@ from typing import Any, Self
 from sparktrain.config import Config
 from sparktrain.dataset import Dataset
 from sparktrain.dataset.card import CARD_FILE, CARD_PAGE
-from sparktrain.errors import TrackingUnavailable
+from sparktrain.errors import ModelUnusable, TrackingUnavailable
 from sparktrain.features import FittedTarget
 from sparktrain.runs.connection import reason_of
 from sparktrain.runs.directory import RunDirectory
@@ -23,11 +23,12 @@ from sparktrain.runs.evaluation_plots import evaluation_figures
 from sparktrain.runs.evaluation_table import log_evaluation_table
 from sparktrain.runs.events import Event, EventReader
 from sparktrain.runs.follow import deliver_all
-from sparktrain.runs.late import LateTracker
+from sparktrain.runs.late import LateTracker, Untracked
 from sparktrain.runs.logged_checkpoints import log_checkpoints
+from sparktrain.runs.package import WEIGHTS_FILE
 from sparktrain.runs.plots import curves_from, loss_figure
 from sparktrain.runs.reference import logistic_regression_reference
-from sparktrain.runs.registry import CHECKPOINT_TAG, WEIGHTS_FILE, log_model, registered_already
+from sparktrain.runs.registry import CHECKPOINT_TAG, log_model, registered_already
 from sparktrain.runs.report import Report, write_report
 from sparktrain.runs.tracking import Tracker
 from sparktrain.storage import AnyPath, RemotePath, commit_json, read_json
@@ -48,8 +49,8 @@ class Outcome:
         best: name of the best checkpoint.
         checkpoints: `storage.checkpoints`; None: they lie in the run directory.
         pipeline: package of the Task.
-        arguments: of the Task; plain values. Empty where no model will be registered.
-        registered_model: name in the registry.
+        arguments: of the Task; plain values.
+        registered_model: name in the registry; None: it is not to be there.
         alias: that will point to the version.
     """
 
@@ -59,21 +60,20 @@ class Outcome:
     checkpoints: str | None
     pipeline: str
     arguments: Mapping[str, Any]
-    registered_model: str
+    registered_model: str | None
     alias: str
 
     @classmethod
     def of(cls, trained: Mapping[str, Any], dataset: Dataset, task: TrainTask, config: Config) -> Self:
         """Take what `train_rank` returned, fit the reference to compare with; MLflow is not needed."""
         metrics: dict[str, float] = dict(trained["metrics"])
-        is_binary = dataset.features.has_binary_target
         if dataset.num_rows("test"):
             found = _reference(dataset, task, config.train.reference)
             metrics |= {f"reference/{name}": float(value) for name, value in found.items()}
-        has_arguments = is_binary and dataclasses.is_dataclass(task)
-        arguments = dataclasses.asdict(task) if has_arguments else {}  # type: ignore[call-overload]
+        arguments: dict[str, Any] = dataclasses.asdict(task) if dataclasses.is_dataclass(task) else {}
         pipeline = type(task).__module__.rpartition(".")[0]
-        names = config.model_name, config.tracking.alias
+        name = config.model_name if config.tracking.register_model else None
+        names = name, config.tracking.alias
         where = config.storage.checkpoints
         return cls(trained["steps"], metrics, trained["best"], where, pipeline, arguments, *names)
 
@@ -123,9 +123,11 @@ class Published:
 
 
 def publish_or_tell(
-    run: RunDirectory, tracker: Tracker | LateTracker, dataset: Dataset, outcome: Outcome
+    run: RunDirectory, tracker: Tracker | LateTracker | Untracked, dataset: Dataset, outcome: Outcome
 ) -> Published:
     """Publish; where MLflow is away or refuses, say so and keep everything for `replay`."""
+    if isinstance(tracker, Untracked):
+        return Published(reached=False)
     from mlflow.exceptions import MlflowException
 
     try:
@@ -138,6 +140,8 @@ def publish_or_tell(
         if run.spill_file.exists():
             deliver_all(run, there)
         return Published(publish(run, there, dataset, outcome))
+    except ModelUnusable as error:  # hours of training are not undone by a predict that gives no scores
+        return Published(problem=str(error))
     except (TrackingUnavailable, MlflowException, OSError) as error:
         return Published(problem=f"MLflow did not take all of its outcome: {reason_of(error)}")
 
@@ -145,11 +149,11 @@ def publish_or_tell(
 def publish(run: RunDirectory, tracker: Tracker, dataset: Dataset, outcome: Outcome) -> str | None:
     """Log plots and final metrics, register the best checkpoint's model; what is there already stays.
 
-    Scoring gives one probability a row: with other targets than a single binary one, no model is registered,
-    and there is no reference.
-
     Returns:
-        The URI of the registered version, or None.
+        The URI of the registered version; None where none was asked for.
+
+    Raises:
+        ModelUnusable: the model can't score the dataset's own examples; nothing is registered then.
     """
     final = {name: v for name, v in outcome.metrics.items() if not name.startswith("validation/")}
     if final:
@@ -158,21 +162,15 @@ def publish(run: RunDirectory, tracker: Tracker, dataset: Dataset, outcome: Outc
     _log_figures(run, tracker, dataset.features.targets, events)
     log_evaluation_table(tracker, outcome.metrics)
     log_card(tracker, dataset)
-    model_uri = _register(run, tracker, dataset, outcome)
-    log_checkpoints(
-        tracker, dataset, outcome.checkpoint(run), outcome.steps, events, outcome.registered_model
-    )
+    model_uri = register_best(run, tracker, dataset, outcome)
+    name = outcome.registered_model or outcome.pipeline.rpartition(".")[2]
+    log_checkpoints(tracker, dataset, outcome.checkpoint(run), outcome.steps, events, name)
     return model_uri
 
 
-def _register(run: RunDirectory, tracker: Tracker, dataset: Dataset, outcome: Outcome) -> str | None:
-    if not dataset.features.has_binary_target:
-        logger.warning(
-            "the model is not registered: scoring knows one binary target so far, this dataset has %s; "
-            "the weights are in %s",
-            ", ".join(f"{t.name} ({t.kind})" for t in dataset.features.targets) or "none",
-            outcome.checkpoint(run),
-        )
+def register_best(run: RunDirectory, tracker: Tracker, dataset: Dataset, outcome: Outcome) -> str | None:
+    """Register the best checkpoint's model, unless it is; None where the outcome names no model."""
+    if outcome.registered_model is None:
         return None
     name, alias = outcome.registered_model, outcome.alias
     logger.info("registering the model as %s@%s", name, alias)
@@ -180,7 +178,8 @@ def _register(run: RunDirectory, tracker: Tracker, dataset: Dataset, outcome: Ou
         return known
     with tempfile.TemporaryDirectory(prefix="sparktrain-weights-") as directory:
         weights = Path(directory) / WEIGHTS_FILE
-        export_weights(open_checkpoint(outcome.checkpoint(run)), weights)
+        best = open_checkpoint(outcome.checkpoint(run))
+        export_weights(best, weights)
         return log_model(
             tracker,
             weights=weights,
@@ -188,14 +187,14 @@ def _register(run: RunDirectory, tracker: Tracker, dataset: Dataset, outcome: Ou
             pipeline=outcome.pipeline,
             arguments=outcome.arguments,
             sample=dataset.examples(),
-            step=outcome.steps,
+            step=best.step,
             tags={CHECKPOINT_TAG: outcome.best},
             registered_name=name,
             alias=alias,
         )
 
 
-def write_and_log_report(run: RunDirectory, tracker: Tracker | LateTracker | None) -> None:
+def write_and_log_report(run: RunDirectory, tracker: Tracker | LateTracker | Untracked | None) -> None:
     """Write the run's page, and store it with the run, and what the profiler left; a problem is only told.
 
     Args:

@@ -16,22 +16,28 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-import sparktrain
 from sparktrain.errors import ModelUnusable
-from sparktrain.features import FittedFeatures
+from sparktrain.features import NUMBER, NUMBERS, PREDICTION, SCORE_ERROR, FittedFeatures, score_schema
 from sparktrain.runs.connection import bounded_http, is_database, quiet_mlflow
-from sparktrain.runs.package import copy_code, find_package
+from sparktrain.runs.package import (
+    FEATURES_FILE,
+    IMPORTING,
+    TASK_FILE,
+    WEIGHTS_FILE,
+    copy_own,
+    copy_pipeline,
+    find_package,
+    own_folder,
+    write_artifacts,
+)
 from sparktrain.runs.tracking import Tracker
-from sparktrain.storage import to_json
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow.models import Model, ModelSignature
+    from mlflow.types import DataType
+    from mlflow.types.schema import Array
 
-FEATURES_FILE = "features.json"
-_MLFLOW_TYPES = {"double", "boolean", "string", "binary"}  # of raw columns, that MLflow is told
-TASK_FILE = "task.json"
-WEIGHTS_FILE = "model.safetensors"
 CHECKPOINT_TAG = "sparktrain.checkpoint"  # of a version: which of the run's checkpoints it is
 
 _REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "torch", "torchmetrics")
@@ -75,30 +81,24 @@ def log_model(
     folder = package_folder or find_package(pipeline)
     with tempfile.TemporaryDirectory(prefix="sparktrain-log-") as name, quiet_mlflow():
         work = Path(name)
-        artifacts = _write_artifacts(work / "artifacts", weights, features, pipeline, arguments)
-        code = copy_code(pipeline, folder, work / "code")
+        files = work / "artifacts"
+        write_artifacts(files, features, pipeline, arguments)
+        shutil.copyfile(weights, files / WEIGHTS_FILE)
+        artifacts = {name: str(files / name) for name in (FEATURES_FILE, TASK_FILE, WEIGHTS_FILE)}
+        code = [*copy_pipeline(pipeline, folder, work / "code"), copy_own(work / "code")]
         example = _example(sample, features)
         with (
             bounded_http(_UPLOAD_TIMEOUT_SECONDS, max_retries=3),
             _logged_model(tracker, registered_name, tags) as model,
         ):
             _save(model, work / "model", artifacts, code, features, example, requirements)
-            _prove(work / "model", example)
+            scores = _prove(work / "model", example)
+            if not features.targets:  # what such a Task predicts is known only now
+                _correct_signature(model, work / "model", features, scores)
             assert model.model_id is not None  # _logged_model gave it
             tracker.client.log_model_artifacts(model.model_id, str(work / "model"))
             _link(tracker, model.model_id, step)
         return _register(tracker, model, registered_name, alias, tags)
-
-
-def _write_artifacts(
-    into: Path, weights: Path, features: FittedFeatures, pipeline: str, arguments: Mapping[str, Any]
-) -> dict[str, str]:
-    into.mkdir()
-    (into / FEATURES_FILE).write_text(features.to_json(), encoding="utf-8")
-    task = {"pipeline": pipeline, "arguments": dict(arguments)}
-    (into / TASK_FILE).write_text(to_json(task), encoding="utf-8")
-    shutil.copyfile(weights, into / WEIGHTS_FILE)
-    return {name: str(into / name) for name in (FEATURES_FILE, TASK_FILE, WEIGHTS_FILE)}
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def _save(
 ) -> None:
     from mlflow import pyfunc
 
-    served = Path(sparktrain.__file__).parent / "scoring" / "served.py"
+    served = own_folder() / "scoring" / "served.py"
     with _same_python_path():
         pyfunc.save_model(
             path=str(path),
@@ -154,11 +154,12 @@ def _save(
 @contextmanager
 def _same_python_path() -> Iterator[None]:
     """MLflow puts the folders of models that it tries in front, and leaves them there."""
-    before = list(sys.path)
-    try:
-        yield
-    finally:
-        sys.path[:] = before
+    with IMPORTING:
+        before = list(sys.path)
+        try:
+            yield
+        finally:
+            sys.path[:] = before
 
 
 def _pinned(names: Sequence[str]) -> list[str]:
@@ -166,12 +167,13 @@ def _pinned(names: Sequence[str]) -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
 
 
-def _signature(features: FittedFeatures) -> ModelSignature:
-    """Declare the raw columns; each may hold nulls, which the features have a rule for.
+def _signature(features: FittedFeatures, without_target: pa.DataType = NUMBER) -> ModelSignature:
+    """Name the raw columns, each of which may hold nulls, and the columns of scores.
 
-    Integers are "any": MLflow refuses floats for "long", and int64 for "double", but pandas delivers one or
-    the other as a missing value is among the rows or not. So are times and arrays, which pandas delivers in
-    several ways. What can't be read is refused when the rows are.
+    Only text has its type. Whatever else MLflow is told it casts to, all rows or none, before the model sees
+    them: a missing boolean becomes False, one bad number in a request fails all of it, and int64 is refused
+    for "double" though pandas delivers one or the other as a value is missing or not. What can't be read, the
+    model says, row by row. The types that the features read columns as are in the model's metadata.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
@@ -179,10 +181,29 @@ def _signature(features: FittedFeatures) -> ModelSignature:
 
     any_type = AnyType()  # type: ignore[no-untyped-call]
     inputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType[kind] if kind in _MLFLOW_TYPES else any_type, name, required=False)
+        ColSpec(DataType.string if kind == "string" else any_type, name, required=False)
         for name, kind in features.input_types.items()
     ]
-    return ModelSignature(Schema(inputs), Schema([ColSpec(DataType.double, "probability")]))
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(_mlflow_type(field.type), field.name, required=False)
+        for field in score_schema(features, without_target)
+    ]
+    return ModelSignature(Schema(inputs), Schema(outputs))
+
+
+def _mlflow_type(given: pa.DataType) -> DataType | Array:
+    from mlflow.types import DataType
+    from mlflow.types.schema import Array
+
+    if given == NUMBERS:
+        return Array(DataType.double)
+    return DataType["long" if given == pa.int64() else "boolean" if given == pa.bool_() else str(given)]
+
+
+def _correct_signature(model: Model, path: Path, features: FittedFeatures, scores: pd.DataFrame) -> None:
+    if scores[PREDICTION].dtype == object:
+        model.signature = _signature(features, NUMBERS)
+        model.save(str(path / "MLmodel"))
 
 
 def _example(sample: pa.Table, features: FittedFeatures) -> pd.DataFrame:
@@ -193,13 +214,13 @@ def _example(sample: pa.Table, features: FittedFeatures) -> pd.DataFrame:
     return example
 
 
-def _prove(path: Path, example: pd.DataFrame) -> None:
+def _prove(path: Path, example: pd.DataFrame) -> pd.DataFrame:
     """Load what was written as a server would, and score the example: better now than in production."""
     from mlflow import pyfunc
 
     try:
         with _same_python_path():
-            scores = pyfunc.load_model(str(path), suppress_warnings=True).predict(example)
+            scores: pd.DataFrame = pyfunc.load_model(str(path), suppress_warnings=True).predict(example)
     except ModelUnusable:
         raise
     except Exception as error:
@@ -208,12 +229,14 @@ def _prove(path: Path, example: pd.DataFrame) -> None:
             f"it can't score raw rows: {error}",
             "see that model.py and its imports stand alone",
         ) from error
-    if list(scores.columns) != ["probability"] or len(scores) != len(example):
+    reasons = scores[SCORE_ERROR]
+    if len(scores) and reasons.notna().all():
         raise ModelUnusable(
             "to register",
-            f"predict gave shape {scores.shape} for {len(example)} rows",
-            "return one probability a row, shape [rows]",
+            f"it can score none of {len(scores)} rows of its dataset: {reasons.iloc[0]}",
+            "see that its predictions are finite numbers",
         )
+    return scores
 
 
 def _link(tracker: Tracker, model_id: str, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Replay: deliver to MLflow what it lacks of a run that has ended, from the run directory alone."""
+"""Replay: deliver to MLflow what it lacks of a run that has ended, its model too, by its directory alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparktrain.errors import ReplayRefused, SparktrainError, TrackingUnavailabl
 from sparktrain.runs.connection import reason_of, resolve_tracking_uri, without_secrets
 from sparktrain.runs.directory import FINISHED, RunDirectory
 from sparktrain.runs.follow import deliver_all
-from sparktrain.runs.publish import Outcome, log_report, publish
+from sparktrain.runs.publish import Outcome, log_report, publish, register_best
 from sparktrain.runs.report import write_report
 from sparktrain.runs.tracking import Status, Tracker
 from sparktrain.storage import read_json
@@ -66,11 +66,61 @@ def replay(run_dir: Path, uri: str | None = None) -> Replayed:
         TrackingUnavailable: MLflow is still away.
     """
     run = RunDirectory(run_dir.resolve())
-    config = _config_of(run)
+    config = config_of(run)
     with run.only_reporter() as alone:
         if not alone:
             raise ReplayRefused(str(run.path), "the run is under way", "wait until it has ended")
         return _replay(run, config, uri or _uri_of(run, config))
+
+
+def register(
+    run_dir: Path | str, name: str | None = None, *, alias: str | None = None, tracking_uri: str | None = None
+) -> str:
+    """Register the model of a finished run that was trained with `tracking.register_model: false`.
+
+    What a sweep does with its best trial. The dataset must still be there: the model takes features and
+    examples from it.
+
+    Args:
+        run_dir: of the run, as in `TrainResult.run_dir`.
+        name: in the registry; None: as the run's configuration says.
+        alias: that will point to the version; None: as the run's configuration says.
+        tracking_uri: None takes the one that the run was tracked at.
+
+    Returns:
+        "models:/<name>/<version>"; the one that is there, if the run has registered its model already.
+
+    Raises:
+        ReplayRefused: no run directory, or a run that is under way, or that did not finish.
+        TrackingUnavailable: MLflow is away.
+        ModelUnusable: the model can't score the dataset's own examples.
+    """
+    run = RunDirectory(Path(run_dir).resolve())
+    config = config_of(run)
+    with run.only_reporter() as alone:
+        if not alone:
+            problem, way_out = "the run is under way", "wait until it has ended"
+            raise ReplayRefused(str(run.path), problem, way_out, what="registered")
+        if not run.is_finished:
+            problem, way_out = "the run did not finish", "resume=true continues it"
+            raise ReplayRefused(str(run.path), problem, way_out, what="registered")
+        result = _result_of(run)
+        dataset = _dataset_of(result, True)
+        assert dataset is not None  # it was asked for
+        outcome = dataclasses.replace(
+            Outcome.load(run),
+            registered_model=name or config.model_name,
+            alias=alias or config.tracking.alias,
+        )
+        tracker = Tracker.start(run, config, dataset, uri=tracking_uri or _uri_of(run, config))
+        try:
+            model_uri = register_best(run, tracker, dataset, outcome)
+        finally:
+            tracker.finish("FINISHED")  # as it was before
+        assert model_uri is not None  # it has a name
+        outcome.commit(run)
+        run.write_result({**result, "model_uri": model_uri})
+        return model_uri
 
 
 def _replay(run: RunDirectory, config: Config, uri: str) -> Replayed:
@@ -103,7 +153,7 @@ def _replay(run: RunDirectory, config: Config, uri: str) -> Replayed:
     return Replayed(tracker.run_id, str(run.path), place, tracker.num_logged, status or "RUNNING", model_uri)
 
 
-def _config_of(run: RunDirectory) -> Config:
+def config_of(run: RunDirectory) -> Config:
     way_out = "give the run directory that training named, <storage.root>/runs/<name>"
     try:
         spec = read_json(run.spec_file)

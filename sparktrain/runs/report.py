@@ -14,13 +14,13 @@ from statistics import median
 
 from sparktrain.dataset.card_html import Html, number, page, percent, table, tiles
 from sparktrain.runs.chart import CHART_STYLE, chart
-from sparktrain.runs.directory import RunDirectory
+from sparktrain.runs.directory import FINISHED, RunDirectory
 from sparktrain.runs.evaluation_table import evaluation_rows
+from sparktrain.runs.in_words import duration, ranks_text
 from sparktrain.runs.report_tables import (
     attempts_section,
     configuration_section,
     dataset_section,
-    duration,
     hosts_section,
     incidents_section,
     moment,
@@ -45,6 +45,7 @@ _SHARES = {
     "train/communication_fraction": "communication",
     "train/straggler_fraction": "waiting for the slowest rank",
 }
+_PHASES = ["prepare", "train", "publish", "score"]  # in the order in which they come
 _LONGEST_ERROR = 20_000
 
 
@@ -94,7 +95,9 @@ def _sentence(story: Story) -> str:
     hosts = {host for attempt in attempts for host in attempt.hosts}
     where = f" on {len(hosts)} host{'s' * (len(hosts) != 1)}" if hosts else ""
     done = f"{story.last_step:,}" + (f" of {story.num_steps:,}" if story.num_steps else "")
-    parts = [f"{done} steps by {ranks} rank{'s' * (ranks != 1)}{where}", moment(story.run.began)]
+    is_early = story.status == FINISHED and story.last_step < (story.num_steps or 0)
+    early = " (stopped early)" if is_early else ""
+    parts = [f"{done} steps{early} by {ranks_text(ranks)}{where}", moment(story.run.began)]
     if len(attempts) > 1:
         parts.append(f"{len(attempts)} attempts")
     return ", ".join(parts) + "."
@@ -105,11 +108,11 @@ def _outcome(story: Story) -> Html:
     wanted = next((f"{s}/{best}" for s in ("test", "validation") if f"{s}/{best}" in metrics), None)
     figures = {"steps": number(story.last_step)}
     if wanted:
-        figures[wanted.replace("/", " ")] = _value(metrics[wanted])
+        figures[wanted.replace("/", " ")] = number(metrics[wanted])
     if rows := story.curves.get("train/rows_per_second"):
         figures["rows/s, median"] = number(round(median(value for _, value in rows)))
-    for phase, seconds in (story.result.get("seconds") or {}).items():
-        figures[f"{phase}, time"] = duration(seconds)
+    taken = story.result.get("seconds") or {}
+    figures |= {f"to {phase}": duration(taken[phase]) for phase in _PHASES if phase in taken}
     if model := story.result.get("model_uri"):
         figures["model"] = str(model)
     return Html(tiles(figures) + _evaluation(metrics))
@@ -121,8 +124,7 @@ def _evaluation(metrics: Mapping[str, float]) -> Html:
         return Html()
     names = {"reference_test": "logistic regression, test"}
     heads = [names.get(name, name) for name in rows[0]]
-    lines = [[v if name == "metric" else _value(v) for name, v in row.items()] for row in rows]  # type: ignore[arg-type]
-    return table(heads, lines, "names")
+    return table(heads, [list(row.values()) for row in rows], "names")
 
 
 def _learning(story: Story) -> Html:
@@ -144,7 +146,7 @@ def _pace(story: Story) -> Html:
         chart("Rows per second", {"rows/s": curves.get("train/rows_per_second", [])}, marks),
         chart("Parts of the time", shares, marks),
         chart(
-            "Headroom of the data: what the rank that waits most for it is busy",
+            "Headroom of the data: how busy the rank is that waits most for it",
             {"headroom": curves.get("train/data_headroom", [])},
             marks,
         ),
@@ -175,7 +177,7 @@ def _words(story: Story) -> Iterator[str]:
         verdict = "ranks mostly compute." if share < 0.3 else "a strategy that sends less would pay."
         yield f"Ranks exchange gradients {percent(share)} of the time: {verdict}"
     if (share := middle.get("train/straggler_fraction")) is not None:
-        verdict = "ranks are equally fast." if share < 0.1 else "see which rank is slow below."
+        verdict = "ranks are about equally fast." if share < 0.1 else "see which rank is slow below."
         yield f"Ranks wait for the slowest of them {percent(share)} of the time: {verdict}"
 
 
@@ -186,7 +188,3 @@ def _restarts(story: Story) -> list[int]:
 def _charts(charts: list[Html]) -> Html:
     shown = "".join(charts)
     return Html(f'<div class="charts">{shown}</div>') if shown else Html()
-
-
-def _value(value: float | None) -> str:
-    return "" if value is None else number(value) if math.isfinite(value) else str(value)

@@ -10,6 +10,7 @@ from sparktrain.config import Config
 from sparktrain.dataset.card_html import Html, details, number, size, table
 from sparktrain.runs.describe import flatten
 from sparktrain.runs.directory import FINISHED
+from sparktrain.runs.in_words import duration
 from sparktrain.runs.story import Story
 
 
@@ -151,12 +152,3 @@ def _plain(value: object) -> str:
 def moment(seconds: float) -> str:
     """Seconds since 1970 as people write a time."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,4 +1,4 @@
-"""Scoring: a logged model gives raw rows a probability, on Spark or in a server without it.
+"""Scoring: a logged model gives raw rows their predictions, on Spark or in a server without it.
 
 `score` is loaded on first use: a server that only wants `ServedModel` has no pyspark.
 """

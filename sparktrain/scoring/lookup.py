@@ -73,7 +73,11 @@ def _refuse_new_database(uri: str) -> None:
     """MLflow would create the file, and then find no model in it."""
     path = sqlite_file(uri)
     if path is not None and not path.is_file():
-        raise TrackingUnavailable(without_secrets(uri), f"there is no file {path}")
+        way_out = (
+            "Say where the model is registered: tracking_uri, or MLFLOW_TRACKING_URI; of a training by "
+            "embedded defaults it is sqlite:///<storage.root>/mlflow.db"
+        )
+        raise TrackingUnavailable(without_secrets(uri), f"there is no file {path}", way_out)
 
 
 def _locate(client: MlflowClient, model_uri: str, uri: str) -> str:

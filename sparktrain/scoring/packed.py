@@ -11,8 +11,12 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from sparktrain.errors import ModelUnusable
-from sparktrain.scoring.model import FEATURES_FILE, TASK_FILE, WEIGHTS_FILE, ServedModel
+from sparktrain.features import FittedFeatures
+from sparktrain.runs.package import FEATURES_FILE, TASK_FILE, WEIGHTS_FILE
+from sparktrain.scoring.model import ServedModel
 
 _MAX_BYTES = 1 << 30  # beyond it, a copy in every task's closure is the wrong way to ship a model
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -61,10 +65,16 @@ class PackedModel:
         content = _zip(directory, files)
         return cls(hashlib.sha256(content).hexdigest(), content)
 
-    def load(self, parent: Path) -> ServedModel:
+    @property
+    def features(self) -> FittedFeatures:
+        """The fitted features, without unpacking the rest."""
+        with zipfile.ZipFile(io.BytesIO(self.content)) as archive:
+            return FittedFeatures.from_json(archive.read(f"{_ARTIFACTS}/{FEATURES_FILE}"))
+
+    def load(self, parent: Path, device: torch.device | None = None) -> ServedModel:
         """Unpack under `parent` unless that was done before, and load."""
         directory = self._unpack(parent)
-        return ServedModel.load(directory / _ARTIFACTS, directory / _CODE)
+        return ServedModel.load(directory / _ARTIFACTS, directory / _CODE, device)
 
     def _unpack(self, parent: Path) -> Path:
         """Unpack into a directory of our own, then rename it: of two workers at once, one rename wins."""

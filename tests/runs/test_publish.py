@@ -1,10 +1,9 @@
-"""What is published of a run whose targets are other than one binary one."""
+"""What is published of a run: its figures, its checkpoints, and a model of whatever targets there are."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,57 +19,44 @@ from sparktrain.errors import RankLost
 from sparktrain.gang.rank import RunSpec, train_rank
 from sparktrain.gang.supervise import describe_dataset
 from sparktrain.runs.follow import deliver_all
-from sparktrain.runs.publish import Outcome, publish
+from sparktrain.runs.publish import Outcome, publish, publish_or_tell
 from sparktrain.runs.tracking import Tracker
 from sparktrain.testing import TargetKind, run_ranks, write_tiny_dataset
 from sparktrain.training.checkpoint import Checkpoint, committed, newest_valid, open_checkpoint
 from sparktrain.training.checkpoint_state import export_weights
 from tests.fixtures.object_store import ENVIRONMENT, object_store
+from tests.fixtures.tiny_kinds.model import Task as KindsTask
 from tests.fixtures.tiny_model import new_run, tiny_config
-from tests.fixtures.tiny_task import TINY_CONFIG, FaultyTask, TinyMulticlass, TinyRegression, TinyTask
+from tests.fixtures.tiny_task import TINY_CONFIG, FaultyTask, TinyRegression, TinyTask
 
 pytestmark = pytest.mark.ranks
 
+REGRESSION = KindsTask(kinds={"label": "regression"})
+
 
 @pytest.mark.parametrize(
-    ("kind", "task", "metric", "prediction", "plots"),
+    ("kind", "metric", "prediction", "plots"),
     [
-        (
-            "multiclass",
-            TinyMulticlass(),
-            "accuracy",
-            pa.list_(pa.float32(), 3),
-            ["calibration", "confusion", "loss", "roc"],
-        ),
-        ("regression", TinyRegression(), "r2", pa.float32(), ["loss", "predicted_observed", "residuals"]),
+        ("multiclass", "accuracy", pa.list_(pa.float32(), 3), ["calibration", "confusion", "loss", "roc"]),
+        ("regression", "r2", pa.float32(), ["loss", "predicted_observed", "residuals"]),
     ],
 )
-def test_a_model_that_gives_no_probability_is_not_registered(
-    root: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    kind: TargetKind,
-    task: Any,
-    metric: str,
-    prediction: pa.DataType,
-    plots: Sequence[str],
+def test_a_model_of_another_target_than_a_binary_one_is_registered_too(
+    root: Path, tmp_path: Path, kind: TargetKind, metric: str, prediction: pa.DataType, plots: Sequence[str]
 ) -> None:
     dataset = write_tiny_dataset(tmp_path / "tiny", 64, validation_rows=20, test_rows=30, target_kinds=[kind])
-    config = tiny_config(root, train={"best_metric": metric})
+    config = tiny_config(
+        root, train={"best_metric": metric}, tracking={"registered_model": kind, "experiment": kind}
+    )
     run = new_run(root)
     tracker = Tracker.start(run, config, dataset)
     train = TINY_CONFIG.model_copy(update={"ranks": 2, "best_metric": metric})
     run.checkpoints.mkdir(exist_ok=True)
+    task = KindsTask(kinds={"label": kind})
     outcome = run_ranks(2, train_rank, RunSpec(run.path, dataset.path, task, train, None))[0]
-    with caplog.at_level(logging.WARNING):
-        found = Outcome.of(outcome, dataset, task, config)
-        model_uri = publish(run, tracker, dataset, found)
+    found = Outcome.of(outcome, dataset, task, config)
+    assert publish(run, tracker, dataset, found) == f"models:/{kind}/1"
     metrics = found.metrics
-    assert model_uri is None
-    assert (
-        f"not registered: scoring knows one binary target so far, this dataset has label ({kind})"
-        in caplog.text
-    )
     assert not any(name.startswith("reference/") for name in metrics)
     assert f"test/{metric}" in metrics
     assert names(tracker, "plots") == [f"plots/{name}.png" for name in plots]
@@ -79,11 +65,25 @@ def test_a_model_that_gives_no_probability_is_not_registered(
     table = json.loads(mlflow.artifacts.load_text(f"{found_run.info.artifact_uri}/evaluation.json"))
     assert table["columns"] == ["metric", "validation", "test"]
     assert {row[0]: row[2] for row in table["data"]}[metric] == pytest.approx(metrics[f"test/{metric}"])
-    assert not tracker.client.search_registered_models()
     rows = pa.concat_tables([pq.read_table(file) for file in sorted(run.predictions.iterdir())])
     assert rows.column_names == ["row_id", "prediction", "target"]
     assert rows.schema.field("prediction").type == prediction
     assert sorted(rows["row_id"].to_pylist()) == list(range(84, 114))
+
+
+def test_a_model_that_gives_no_scores_is_not_registered_and_the_rest_of_the_run_is_kept(
+    root: Path, tmp_path: Path
+) -> None:
+    dataset = write_tiny_dataset(tmp_path / "tiny", 64, test_rows=30)
+    config, run = tiny_config(root, tracking={"registered_model": "none"}), new_run(root)
+    tracker = Tracker.start(run, config, dataset)
+    task = TinyTask()  # in no model.py, as if that were gone
+    run.checkpoints.mkdir(exist_ok=True)
+    trained = run_ranks(1, train_rank, RunSpec(run.path, dataset.path, task, TINY_CONFIG, None))[0]
+    published = publish_or_tell(run, tracker, dataset, Outcome.of(trained, dataset, task, config))
+    assert published.model_uri is None and published.reached
+    assert published.problem is not None and "there is no such package with a model.py" in published.problem
+    assert "loss.png" in " ".join(names(tracker, "plots"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +123,8 @@ def test_the_checkpoints_that_matter_become_logged_models_with_their_metrics_onc
     # A rate that rises too far: the best checkpoint is not the last one.
     train = TINY_CONFIG.model_copy(update={"best_metric": "r2", "epochs": 4, "learning_rate": 3.0})
     run.checkpoints.mkdir(exist_ok=True)
-    trained = run_ranks(1, train_rank, RunSpec(run.path, dataset.path, TinyRegression(), train, None))[0]
-    outcome = Outcome.of(trained, dataset, TinyRegression(), config)
+    trained = run_ranks(1, train_rank, RunSpec(run.path, dataset.path, REGRESSION, train, None))[0]
+    outcome = Outcome.of(trained, dataset, REGRESSION, config)
     tracker = Tracker.start(run, config, dataset)
     deliver_all(run, tracker)
     for _ in range(2):
@@ -150,8 +150,10 @@ def test_the_checkpoints_that_matter_become_logged_models_with_their_metrics_onc
             assert of_it["test/r2"].value == trained["metrics"]["test/r2"]
             assert of_it["validation/r2"].value == trained["metrics"]["validation/r2"]
         files = {file.path for file in tracker.client.list_logged_model_artifacts(model.model_id)}
-        weights = {"model.safetensors", "features.json"} if "best" in role else set()
-        assert files == {"checkpoint.json"} | weights
+        if "best" in role:  # which is the registered model, too
+            assert files >= {"MLmodel", "artifacts", "code"}
+        else:
+            assert files == {"checkpoint.json"}
     for key in ("validation/r2", "train/loss", "test/r2"):
         history = tracker.client.get_metric_history(tracker.run_id, key)
         assert len({metric.step for metric in history}) == len(history), f"{key}: each step once"
@@ -164,7 +166,7 @@ def test_ranks_train_on_a_dataset_in_an_object_store(
         tmp_path / "tiny", 64, validation_rows=20, test_rows=30, target_kinds=["regression"]
     )
     (dataset.path / CARD_PAGE).write_text("a card")
-    task, config = TinyRegression(), tiny_config(root, train={"best_metric": "r2"})
+    task, config = REGRESSION, tiny_config(root, train={"best_metric": "r2"})
     train = TINY_CONFIG.model_copy(update={"ranks": 2, "best_metric": "r2"})
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)

@@ -14,7 +14,7 @@ from sparktrain.runs.connection import connect
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.events import EventWriter
 from sparktrain.runs.late import LateTracker, start_tracking
-from sparktrain.runs.replay import replay
+from sparktrain.runs.replay import register, replay
 from sparktrain.runs.tracking import Tracker
 from sparktrain.storage import commit_json, read_json
 from tests.fixtures.tiny_model import closed_port, new_run, tiny_config
@@ -120,6 +120,18 @@ def test_what_is_no_run_or_under_way_is_not_replayed(root: Path, dataset: Datase
     with run.only_reporter() as alone, pytest.raises(ReplayRefused, match="under way"):
         assert alone
         replay(run.path)
+
+
+def test_only_a_finished_run_s_model_can_be_registered(root: Path, dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ReplayRefused, match="no run directory"):
+        register(tmp_path)
+    run = ended_run(root, dataset, "killed")
+    with pytest.raises(ReplayRefused, match=r"can't be registered: the run did not finish.*resume=true"):
+        register(run.path)
+    run.write_result({**read_json(run.result_file), "status": "finished"})
+    with run.only_reporter() as alone, pytest.raises(ReplayRefused, match=r"can't be registered.*under way"):
+        assert alone
+        register(run.path)
 
 
 def test_tracking_that_is_not_required_starts_when_the_server_does(

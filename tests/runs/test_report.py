@@ -131,6 +131,14 @@ def test_a_run_that_finished_tells_its_outcome_beside_the_reference(root: Path) 
     assert "replay" not in page.sections["Where-it-is"]
 
 
+@pytest.mark.parametrize(
+    ("status", "said"), [("finished", "50 of 60 steps (stopped early) by"), ("failed", "")]
+)
+def test_only_a_run_that_finished_can_have_stopped_early(root: Path, status: str, said: str) -> None:
+    page = page_of(trained_run(root, {"status": status, "steps": 50, "world_size": 2, "metrics": {}}))
+    assert (said or "50 of 60 steps by") in page.sections[""]
+
+
 @pytest.mark.parametrize("status", ["failed", "killed"])
 def test_a_run_that_failed_says_why_first(root: Path, status: str) -> None:
     page = page_of(trained_run(root, {"status": status, "error": f"rank 0 failed: {EVIL}", "metrics": {}}))
@@ -194,3 +202,12 @@ def test_curves_are_drawn_whatever_their_values() -> None:
         assert "nan" not in drawn and "inf" not in drawn and len(drawn) < 20_000
         ElementTree.fromstring(re.findall(r"<svg.*</svg>", drawn)[0])
     assert chart("none", {"one": [(1, math.nan)], "two": []}) == ""
+
+
+def test_the_scale_of_a_chart_is_told_in_round_numbers_that_differ() -> None:
+    for exponent in range(-12, 13):
+        for low, high in ((1.0, 1.1), (0.0, 7.3), (-3.0, 2.0), (8.034, 8.041), (999.0, 1001.5), (-2e3, 1e3)):
+            curve = [(1, low * 10.0**exponent), (2, high * 10.0**exponent)]
+            texts = re.findall(r'text-anchor="end">([^<]*)</text>', chart("scale", {"one": curve}))[:-1]
+            assert 2 <= len(texts) <= 6 and len(set(texts)) == len(texts), (curve, texts)
+    assert "0.8035" in chart("narrow", {"one": [(1, 0.8031), (2, 0.8044)]})

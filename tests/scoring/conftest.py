@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from sparktrain.runs.registry import log_model
 from sparktrain.runs.tracking import Tracker
+from sparktrain.scoring.lookup import fetch_model
 from sparktrain.testing import write_tiny_dataset
+from tests.fixtures.rich_model import PACKAGE, RAW, arguments, features, rich_model
 from tests.fixtures.tiny_model import TinyModel, new_run, tiny_config, write_tiny_model
 
 
@@ -33,3 +36,21 @@ def registered(root: Path) -> Registered:
     tracker = Tracker.start(new_run(root), tiny_config(root), write_tiny_dataset(root / "dataset"))
     uri = log_model(tracker, **model.arguments(), registered_name="tiny", alias="champion", step=3)
     return Registered(model, tracker, uri, "models:/tiny@champion")
+
+
+@pytest.fixture(scope="package")
+def rich(registered: Registered, root: Path) -> Path:
+    """The files of version 1 of `rich`, whose features are of every kind and whose target has classes."""
+    weights = root / "rich.safetensors"
+    save_file(rich_model("digit").module.state_dict(), weights)
+    uri = log_model(
+        registered.tracker,
+        weights=weights,
+        features=features("digit"),
+        pipeline=PACKAGE,
+        arguments=arguments("digit"),
+        sample=RAW,
+        registered_name="rich",
+        alias="champion",
+    )
+    return fetch_model(uri, registered.tracker.uri, root / "files")

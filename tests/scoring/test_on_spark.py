@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,14 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pyspark.sql import DataFrame, SparkSession
+import torch
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import DoubleType
+from pyspark.sql.types import BooleanType, DoubleType, StringType
 
 import sparktrain
 from sparktrain.errors import ModelNotFound, SchemaMismatch
 from sparktrain.scoring import score
+from sparktrain.scoring.lookup import fetch_model
+from sparktrain.scoring.model import ServedModel
+from sparktrain.scoring.packed import PackedModel
 from tests.fixtures.arrow import to_arrow
+from tests.fixtures.rich_model import RAW as RAW_OF_ALL_KINDS
+from tests.fixtures.rich_model import rich_model, with_bad_rows
 from tests.fixtures.tiny_model import RAW
 from tests.scoring.conftest import Registered
 
@@ -53,8 +60,10 @@ def raw(spark: SparkSession) -> DataFrame:
 
 def test_every_row_gets_its_probability_and_keeps_its_columns(raw: DataFrame, registered: Registered) -> None:
     scored = score(raw, registered.alias_uri, tracking_uri=registered.tracker.uri)
-    assert scored.schema.fields[:-1] == raw.schema.fields
-    assert (scored.schema[-1].name, scored.schema[-1].dataType) == ("probability", DoubleType())
+    assert scored.schema.fields[:-3] == raw.schema.fields
+    added = [(field.name, field.dataType) for field in scored.schema.fields[-3:]]
+    strings = StringType()
+    assert added == [("prediction", BooleanType()), ("probability", DoubleType()), ("score_error", strings)]
     rows = scored.collect()
     np.testing.assert_allclose(
         [row.probability for row in rows], registered.model.expected, rtol=0, atol=1e-7
@@ -85,7 +94,7 @@ def test_it_agrees_with_the_served_model_in_any_partitioning(
 
     files = fetch_model(registered.uri, registered.tracker.uri, tmp_path)
     model = ServedModel.load(files / "artifacts", files / "code")
-    expected = model.score_arrow(to_arrow(frame.orderBy("id")))
+    expected = model.score_arrow(to_arrow(frame.orderBy("id")))["probability"].to_numpy()
     # batches of another size add up in another order: a few units in the last place of float32
     np.testing.assert_allclose([found[i] for i in range(5000)], expected, rtol=0, atol=4 * 2**-24)
     frame.unpersist()
@@ -100,25 +109,31 @@ def test_columns_of_all_kinds_and_no_rows_pass_through(raw: DataFrame, registere
         F.array(F.struct(F.lit(1).alias("a"), F.lit("x").alias("b"))).alias("nested"),
         F.create_map(F.lit("k"), F.lit(1.5)).alias("mapping"),
         F.lit(b"\x00\xff").alias("bytes"),
+        F.lit(1).alias("with.a.dot"),
+        F.lit(2).alias("with `a` tick"),
     )
     uri = registered.tracker.uri
     scored = score(rich, registered.uri, tracking_uri=uri)
-    assert scored.schema.fields[:-1] == rich.schema.fields
+    assert scored.schema.fields[:-3] == rich.schema.fields
     # as text, because NaN differs from itself
-    assert str(scored.drop("probability").collect()) == str(rich.collect())
+    own = scored.drop("prediction", "probability", "score_error")
+    assert str(own.collect()) == str(rich.collect())
     assert score(rich.limit(0), registered.uri, tracking_uri=uri).collect() == []
 
 
 def test_the_model_is_loaded_once_a_worker(
-    spark: SparkSession, raw: DataFrame, registered: Registered
+    spark: SparkSession, raw: DataFrame, registered: Registered, tmp_path: Path
 ) -> None:
     scored = score(raw.repartition(4), registered.uri, tracking_uri=registered.tracker.uri)
+    # workers that other tests had keep their models, too
+    digest = PackedModel.of(fetch_model(registered.uri, registered.tracker.uri, tmp_path), "ours").digest
 
     def loaded(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from sparktrain.scoring import on_spark
 
         for batch in batches:
-            names = [f"{os.getpid()}:{id(model)}" for model in on_spark._loaded.values()]
+            found = [model for name, model in on_spark._loaded.items() if name == digest]
+            names = [f"{os.getpid()}:{id(model)}" for model in found]
             yield pa.RecordBatch.from_pydict({"name": names * batch.num_rows})
 
     names = {row.name for _ in range(3) for row in scored.mapInArrow(loaded, "name string").collect()}
@@ -151,6 +166,132 @@ def test_problems_are_reported_before_any_spark_job(
         score(untouchable, "models:/nobody@champion", tracking_uri=uri)
     with pytest.raises(ValueError, match="batch_rows is 0"):
         score(untouchable, registered.uri, tracking_uri=uri, batch_rows=0)
+
+
+@pytest.fixture(scope="module")
+def rich_rows(spark: SparkSession) -> DataFrame:
+    """`RAW` of the rich model and its bad rows, with a number for each row."""
+    rows, _ = with_bad_rows()
+    ddl = (
+        "number double, count long, code long, word string, flag boolean, moment timestamp, day date, "
+        "vector array<double>, image binary, text string, id string, row int"
+    )
+    numbered = [(*row.values(), place) for place, row in enumerate(rows.to_pylist())]
+    return spark.createDataFrame(numbered, ddl).repartition(3)
+
+
+def check_rich_scores(rows: list[Row]) -> None:
+    raw, reasons = with_bad_rows()
+    expected = rich_model("digit").score_arrow(raw).to_pylist()
+    assert len(rows) == len(expected)
+    for row in rows:
+        wanted = expected[row.row]
+        assert row.prediction == wanted["prediction"]
+        if row.row in reasons:
+            assert row.prediction is None and row.probability is None
+            assert row.score_error.startswith(reasons[row.row])
+        else:
+            assert row.score_error is None
+            np.testing.assert_allclose(row.probability, wanted["probability"], atol=1e-6)
+
+
+def test_columns_of_all_kinds_are_read_and_a_bad_row_costs_only_its_own_score(
+    rich: Path, rich_rows: DataFrame
+) -> None:
+    scored = score(rich_rows, str(rich))
+    names = ["prediction", "probability", "score_error"]
+    assert [field.name for field in scored.schema.fields[-3:]] == names
+    assert [field.dataType.simpleString() for field in scored.schema.fields[-3:]] == [
+        "bigint",
+        "array<double>",
+        "string",
+    ]
+    check_rich_scores(scored.collect())
+    with pytest.raises(SchemaMismatch, match=r'df\.drop\("Score_Error", "prediction"\)'):
+        score(rich_rows.selectExpr("*", "1 as Score_Error", "2 as prediction"), str(rich))
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
+def test_a_udf_of_mlflow_gives_the_same_numbers(
+    spark: SparkSession, rich: Path, rich_rows: DataFrame, zone: str
+) -> None:
+    import mlflow
+
+    before = spark.conf.get("spark.sql.session.timeZone")
+    spark.conf.set("spark.sql.session.timeZone", zone)
+    try:
+        udf = mlflow.pyfunc.spark_udf(spark, str(rich), env_manager="local")
+        columns = [name for name in rich_rows.columns if name != "row"]
+        scored = rich_rows.select("row", udf(F.struct(*columns)).alias("scores")).select("row", "scores.*")
+        assert scored.columns == ["row", "prediction", "probability", "score_error"]
+        assert dict(scored.dtypes)["prediction"] == "bigint"
+        check_rich_scores(scored.collect())
+    finally:
+        spark.conf.set("spark.sql.session.timeZone", before or "UTC")
+
+
+def test_batches_of_a_few_rows_go_through_the_model_together(rich: Path) -> None:
+    from sparktrain.scoring import on_spark
+
+    packed = PackedModel.of(rich, "rich")
+    batches = RAW_OF_ALL_KINDS.to_batches(max_chunksize=2) * 3
+    calls: list[int] = []
+    on_spark._loaded.clear()
+    model = packed.load(rich.parent / "unpacked")
+    model.module.register_forward_hook(lambda module, given, made: calls.append(len(given[0]["number"])))
+    on_spark._loaded[packed.digest] = model
+    scored = list(on_spark._score_partition(packed, batches[0].schema.names, 4, iter(batches)))
+    on_spark._loaded.clear()
+    assert calls == [4, 4, 4, 4, 2]
+    assert [batch.num_rows for batch in scored] == [2] * 9
+    assert (
+        pa.Table.from_batches(scored)
+        .select(RAW_OF_ALL_KINDS.column_names)
+        .equals(pa.Table.from_batches(batches))
+    )
+
+
+@pytest.fixture
+def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, ServedModel]:
+    from sparktrain.scoring import on_spark
+
+    monkeypatch.setattr(on_spark, "_loaded", loaded := {})
+    return loaded
+
+
+def test_a_worker_keeps_a_few_models_that_are_not_too_large(
+    rich: Path, nothing_loaded: dict[str, ServedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparktrain.scoring import on_spark
+
+    content = PackedModel.of(rich, "rich").content
+    packed = [PackedModel(name, content) for name in "abcd"]
+    first = on_spark.loaded_model(packed[0])
+    on_spark.loaded_model(packed[1])
+    assert on_spark.loaded_model(packed[0]) is first
+    for model in packed[2:]:
+        on_spark.loaded_model(model)
+    assert list(nothing_loaded) == ["a", "c", "d"] and nothing_loaded["a"] is first
+    monkeypatch.setattr(on_spark, "_KEPT_BYTES", 0)
+    assert on_spark.loaded_model(packed[0]) is first
+    assert list(nothing_loaded) == ["a"]
+
+
+def test_a_worker_whose_gpu_failed_keeps_no_model(rich: Path, nothing_loaded: dict[str, ServedModel]) -> None:
+    from sparktrain.scoring import on_spark
+
+    packed = PackedModel.of(rich, "rich")
+    model = on_spark.loaded_model(packed)
+
+    def lost(*_: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    model.module.register_forward_pre_hook(lost)
+    nothing_loaded[packed.digest] = dataclasses.replace(model, device=torch.device("meta"))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        batches = RAW_OF_ALL_KINDS.to_batches()
+        list(on_spark._score_partition(packed, batches[0].schema.names, 4, iter(batches)))
+    assert nothing_loaded == {}
 
 
 CLUSTER = """

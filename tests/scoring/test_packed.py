@@ -20,8 +20,8 @@ def packed(registered: Registered, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_a_model_survives_packing(packed: PackedModel, registered: Registered, tmp_path: Path) -> None:
-    scores = packed.load(tmp_path / "cache").score_arrow(RAW)
-    assert scores.tolist() == pytest.approx(registered.model.expected, abs=1e-7)
+    scores = packed.load(tmp_path / "cache").score_arrow(RAW)["probability"]
+    assert scores.to_pylist() == pytest.approx(registered.model.expected, abs=1e-7)
 
 
 def test_workers_that_unpack_at_once_get_one_whole_directory(packed: PackedModel, tmp_path: Path) -> None:

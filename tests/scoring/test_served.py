@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 
 import mlflow
@@ -15,8 +17,9 @@ from mlflow.exceptions import MlflowException
 from safetensors.torch import load_file, save_file
 
 from sparktrain.errors import ModelUnusable, SchemaMismatch
-from sparktrain.runs.registry import log_model
-from sparktrain.scoring.model import ServedModel
+from sparktrain.gang.pickling import pickle_call
+from sparktrain.runs.registry import _same_python_path, log_model
+from sparktrain.scoring.model import ServedModel, pipeline_module
 from tests.fixtures.tiny_model import FEATURES, PACKAGE, RAW, run_elsewhere, write_tiny_model
 from tests.scoring.conftest import Registered
 
@@ -45,8 +48,11 @@ def pyfunc(files: Path) -> mlflow.pyfunc.PyFuncModel:
 def test_raw_rows_with_nulls_nan_and_unknown_values_are_scored(
     served: ServedModel, registered: Registered
 ) -> None:
-    scores = served.score_arrow(RAW)
-    assert scores.dtype == np.float64
+    scored = served.score_arrow(RAW)
+    assert scored.schema.names == ["prediction", "probability", "score_error"]
+    assert scored["score_error"].null_count == scored.num_rows == RAW.num_rows
+    scores = scored["probability"].to_numpy()
+    assert scored["prediction"].to_pylist() == [score >= 0.5 for score in scores]
     np.testing.assert_allclose(scores, registered.model.expected, rtol=0, atol=1e-7)
 
 
@@ -54,16 +60,17 @@ def test_raw_rows_with_nulls_nan_and_unknown_values_are_scored(
 def test_the_size_of_a_batch_does_not_change_the_score(
     served: ServedModel, registered: Registered, batch_rows: int
 ) -> None:
-    scores = served.score_arrow(RAW, batch_rows)
+    scores = served.score_arrow(RAW, batch_rows)["probability"].to_numpy()
     np.testing.assert_allclose(scores, registered.model.expected, rtol=0, atol=1e-7)
 
 
 def test_record_batches_chunks_and_no_rows_are_fine(served: ServedModel) -> None:
     once = served.score_arrow(RAW)
-    np.testing.assert_array_equal(served.score_arrow(RAW.to_batches()[0]), once)
+    assert served.score_arrow(RAW.to_batches()[0]).equals(once)
     chunked = pa.concat_tables([RAW.slice(0, 2), RAW.slice(2)])
-    np.testing.assert_array_equal(served.score_arrow(chunked), once)
-    assert served.score_arrow(RAW.slice(0, 0)).shape == (0,)
+    assert served.score_arrow(chunked).equals(once)
+    empty = served.score_arrow(RAW.slice(0, 0))
+    assert empty.num_rows == 0 and empty.schema == once.schema
 
 
 def test_missing_columns_are_all_named(served: ServedModel, pyfunc: mlflow.pyfunc.PyFuncModel) -> None:
@@ -80,7 +87,8 @@ def test_pandas_goes_in_and_a_frame_with_the_same_index_comes_out(
 ) -> None:
     frame = RAW.to_pandas().set_index(pd.Index([10, 20, 30, 40, 50, 60]))
     scores = pyfunc.predict(frame)
-    assert list(scores.columns) == ["probability"]
+    assert list(scores.columns) == ["prediction", "probability", "score_error"]
+    assert scores["prediction"].dtype == bool and scores["score_error"].isna().all()
     assert list(scores.index) == [10, 20, 30, 40, 50, 60]
     assert scores["probability"].dtype == np.float64
     np.testing.assert_allclose(scores["probability"], registered.model.expected, atol=1e-7)
@@ -90,20 +98,21 @@ def test_integers_are_accepted_with_and_without_missing_values(
     pyfunc: mlflow.pyfunc.PyFuncModel, served: ServedModel
 ) -> None:
     complete = RAW.filter(pa.compute.is_valid(RAW["seats"])).to_pandas()
-    expected = served.score_arrow(pa.Table.from_pandas(complete))
+    expected = served.score_arrow(pa.Table.from_pandas(complete))["probability"].to_numpy()
     for dtype in ("int64", "int32", "float64", "Int64"):
         frame = complete.astype({"seats": dtype, "month": dtype})
         np.testing.assert_array_equal(pyfunc.predict(frame)["probability"], expected)
     missing = RAW.set_column(RAW.schema.get_field_index("month"), "month", pa.nulls(6, pa.int64()))
     for frame in (missing.to_pandas(), missing.to_pandas().astype({"seats": "Int64", "month": "Int64"})):
-        np.testing.assert_array_equal(pyfunc.predict(frame)["probability"], served.score_arrow(missing))
+        expected = served.score_arrow(missing)["probability"].to_numpy()
+        np.testing.assert_array_equal(pyfunc.predict(frame)["probability"], expected)
 
 
 def test_a_wrong_type_is_refused_and_named(served: ServedModel, pyfunc: mlflow.pyfunc.PyFuncModel) -> None:
     wrong = RAW.set_column(RAW.schema.get_field_index("distance"), "distance", pa.array(["far"] * 6))
     with pytest.raises(SchemaMismatch, match="`distance` is string, expected double"):
         served.score_arrow(wrong)
-    with pytest.raises(MlflowException, match="distance"):
+    with pytest.raises(MlflowException, match="`distance` is string, expected double"):
         pyfunc.predict(wrong.to_pandas())
     wrong = RAW.set_column(RAW.schema.get_field_index("month"), "month", pa.array(["May"] * 6))
     with pytest.raises(SchemaMismatch, match="`month` is string, expected long"):
@@ -113,16 +122,20 @@ def test_a_wrong_type_is_refused_and_named(served: ServedModel, pyfunc: mlflow.p
 def test_the_signature_is_that_of_the_raw_columns(pyfunc: mlflow.pyfunc.PyFuncModel) -> None:
     inputs = {spec["name"]: spec for spec in pyfunc.metadata.signature.inputs.to_dict()}
     assert {name: spec["type"] for name, spec in inputs.items()} == {
-        "distance": "double",
+        "distance": "any",  # cast by MLflow, one bad number would fail a whole request
         "seats": "any",  # MLflow has no type for integers that may be missing
         "month": "any",
         "carrier": "string",
-        "weekend": "boolean",
+        "weekend": "any",  # MLflow casts a missing one to False
     }
     assert not any(spec["required"] for spec in inputs.values())
     assert pyfunc.metadata.metadata["input_types"] == dict(FEATURES.input_types)
-    (output,) = pyfunc.metadata.signature.outputs.to_dict()
-    assert (output["name"], output["type"]) == ("probability", "double")
+    outputs = pyfunc.metadata.signature.outputs.to_dict()
+    assert [(output["name"], output["type"]) for output in outputs] == [
+        ("prediction", "boolean"),
+        ("probability", "double"),
+        ("score_error", "string"),
+    ]
 
 
 def test_the_input_example_can_be_scored(pyfunc: mlflow.pyfunc.PyFuncModel) -> None:
@@ -199,8 +212,8 @@ def test_two_models_of_one_pipeline_keep_their_own_code(tmp_path: Path) -> None:
     flat, steep = (
         ServedModel.load(tmp_path / s / "artifacts", tmp_path / s / "code") for s in ("0.0", "1.0")
     )
-    assert flat.score_arrow(RAW).tolist() == [0.5] * 6
-    assert len(set(steep.score_arrow(RAW).tolist())) == 6
+    assert flat.score_arrow(RAW)["probability"].to_pylist() == [0.5] * 6
+    assert len(set(steep.score_arrow(RAW)["probability"].to_pylist())) == 6
 
 
 def test_loading_leaves_this_process_its_own_pipelines(files: Path) -> None:
@@ -213,6 +226,52 @@ def test_loading_leaves_this_process_its_own_pipelines(files: Path) -> None:
     assert {name for name in sys.modules if name.startswith("pipelines.")} == {
         name for name in before[1] if name.startswith("pipelines.")
     }
+
+
+def test_loading_by_mlflow_lets_this_process_own_code_come_first(files: Path) -> None:
+    before = list(sys.path)
+    try:
+        mlflow.pyfunc.load_model(str(files))
+        assert sys.path[: len(before)] == before
+        assert [Path(entry).resolve() for entry in sys.path[len(before) :]] == [(files / "code").resolve()]
+    finally:
+        sys.path[:] = before
+
+
+def test_other_threads_wait_for_their_own_pipelines(files: Path) -> None:
+    import pipelines.flight_delays.model as own
+
+    folder = str(files / "code")
+    inside: list[bool] = []
+
+    def tried() -> None:
+        with _same_python_path():  # as a thread does that registers a model
+            inside.append(folder in sys.path)
+
+    pickled: list[bytes] = []
+    threads = [
+        threading.Thread(target=tried),
+        threading.Thread(target=lambda: pickled.append(pickle_call(own.Task, []))),
+    ]
+    by_name = pickle_call(own.Task, [])
+    with pipeline_module(PACKAGE, files / "code") as model:
+        assert model is not own and "pipelines.flight_delays.layers" in sys.modules
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+        assert not inside and not pickled
+    for thread in threads:
+        thread.join(20)
+    assert inside == [False] and pickled == [by_name]
+
+
+def test_code_that_changes_the_python_path_leaves_the_pipelines_of_this_process(files: Path) -> None:
+    import pipelines
+
+    before = list(sys.path)
+    with pipeline_module(PACKAGE, files / "code"):
+        sys.path.remove(str(files / "code"))
+    assert sys.path == before and sys.modules["pipelines"] is pipelines
 
 
 def test_weights_of_another_shape_are_refused_in_words(
