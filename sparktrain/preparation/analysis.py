@@ -11,6 +11,8 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType
 
+from sparktrain.errors import first_line
+
 
 @contextmanager
 def without_ansi(spark: SparkSession) -> Iterator[None]:
@@ -43,11 +45,6 @@ def resolve(df: DataFrame, column: Column | str) -> tuple[DataType | None, str]:
             return df.select("*", column).schema.fields[-1].dataType, ""
     except AnalysisException as error:
         return None, first_line(error)
-
-
-def first_line(error: AnalysisException) -> str:
-    """What is wrong, without the query plan."""
-    return str(error).strip().splitlines()[0]
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def check_columns(
     Raises:
         FeaturesInvalid: names that clash. SchemaMismatch: columns that the source lacks or has otherwise.
     """
-    if problems := [*_clashes(features, targets, weight), *_source_clashes(df.columns)]:
+    if problems := [*_clashes(features, targets, weight), *source_clashes(df.columns)]:
         raise FeaturesInvalid(problems)
     types = {field.name: field.dataType for field in df.schema.fields}
     sources = [*(f.source for f in features), *(t.source for t in targets)]
@@ -143,7 +143,8 @@ def _wrong_split(split: SplitConfig, given: DataType) -> str | None:
     return None
 
 
-def _source_clashes(columns: Sequence[str]) -> Iterable[str]:
+def source_clashes(columns: Sequence[str]) -> Iterable[str]:
+    """What is wrong with the names of a source's columns."""
     if doubled := _doubled(columns):
         yield f"the source has these columns twice: {_quoted(doubled)}; drop or rename one of each"
     if quotes := [name for name in columns if "`" in name]:
@@ -219,7 +220,7 @@ def check_again(
     Raises:
         FeaturesInvalid, SchemaMismatch: as `check_columns`.
     """
-    if problems := list(_source_clashes(df.columns)):
+    if problems := list(source_clashes(df.columns)):
         raise FeaturesInvalid(problems)
     types = {field.name: field.dataType for field in df.schema.fields}
     needed = dict(fitted.input_types)

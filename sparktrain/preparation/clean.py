@@ -11,9 +11,9 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from sparktrain.errors import RulesInvalid
+from sparktrain.errors import RulesInvalid, first_line
 from sparktrain.features import FittedFeatures, Target
-from sparktrain.preparation.analysis import first_line, resolve, without_ansi
+from sparktrain.preparation.analysis import resolve, without_ansi
 from sparktrain.preparation.cast import UNCASTABLE_COLUMN, UNCASTABLE_RULE, uncastable_columns
 from sparktrain.preparation.rules import RULE_COLUMN, Rule, Unique
 from sparktrain.preparation.source import MALFORMED_COLUMN

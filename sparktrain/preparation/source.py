@@ -1,6 +1,6 @@
-"""Reading files of text without losing a row.
+"""Reading files of text without losing a row, and Parquet that others wrote.
 
-What can't be parsed is kept, marked, and quarantined by `clean`.
+Text that can't be parsed is kept, marked, and quarantined by `clean`.
 """
 
 from __future__ import annotations
@@ -8,15 +8,19 @@ from __future__ import annotations
 import csv
 import glob
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
-from sparktrain.errors import ColumnsReordered, SchemaMismatch, SourceMissing
+from sparktrain.errors import ColumnsReordered, SchemaMismatch, SourceMissing, SourceUnreadable, first_line
+from sparktrain.preparation.analysis import spark_settings
 
 MALFORMED_COLUMN = "_malformed_row"
 
@@ -32,7 +36,8 @@ def read_csv(
 
     Args:
         path: a file, a directory or a glob; a name that ends with .gz or .bz2 is unpacked.
-        schema: DDL of every column, in the header's order, such as "year int, carrier string".
+        schema: DDL of every column, in the header's order, such as "year int, carrier string". A column
+            without a name is called as Spark does: `_c0` if it is the first, as pandas writes its index.
         null_value: how the files write a missing value.
         multiline: a row may span lines within quotes. Each file is read by one Spark task then, and a quote
             that is never closed takes the rest of its file into one malformed row.
@@ -40,10 +45,11 @@ def read_csv(
     Raises:
         SourceMissing: no file there.
         SchemaMismatch, ColumnsReordered: a file's header differs from `schema`.
+        SourceUnreadable: a file's header has a name twice, and `schema` has Spark's names for it.
     """
     declared = _declared(spark, schema)
     for file in _files(path):
-        _check_header(file, declared.fieldNames())
+        _check_header(file, declared.fieldNames(), null_value)
     read = (
         spark.read.schema(StructType([*declared.fields, StructField(MALFORMED_COLUMN, StringType())]))
         .option("header", True)
@@ -89,6 +95,59 @@ def read_json(spark: SparkSession, path: str | Path, schema: str) -> DataFrame:
     return read.select(*columns, text.alias(MALFORMED_COLUMN))
 
 
+def read_parquet(spark: SparkSession, path: str | Path) -> DataFrame:
+    """Read Parquet files as Spark does, and timestamps of nanoseconds, which pandas writes and Spark refuses.
+
+    These become Spark's, of microseconds. Files may lie in folders such as `year=2013/`, or in a store.
+
+    Args:
+        path: a file, a directory or a glob; anything that Spark reads.
+
+    Raises:
+        SourceMissing: no file there, where it is a local path.
+        SourceUnreadable: what is there is no Parquet, or can't be read as a table.
+    """
+    found = [Path(match) for match in sorted(glob.glob(str(path)))]
+    files = [file for place in found for file in visible_files(place)]
+    if not files and "://" not in str(path):
+        raise SourceMissing(str(path), "Parquet")
+    nanoseconds = _nanoseconds(files[0]) if files else {}
+    # Spark gives numbers then; all else it reads as before.
+    with spark_settings(spark, {"spark.sql.legacy.parquet.nanosAsLong": "true" if nanoseconds else "false"}):
+        try:
+            frame = spark.read.parquet(str(path))
+            return frame.withColumns({n: _microseconds(n, zoned) for n, zoned in nanoseconds.items()})
+        except AnalysisException as error:
+            way_out = "rename or cast the columns where the file is written"
+            raise SourceUnreadable(str(path), first_line(error), way_out) from None
+
+
+def visible_files(place: Path) -> list[Path]:
+    """The files that Spark reads of a file or a folder, those of its folders too."""
+    inside = sorted(place.rglob("*")) if place.is_dir() else [place]
+    return [path for path in inside if path.is_file() and path.name[0] not in "._"]
+
+
+def _nanoseconds(file: Path) -> dict[str, bool]:
+    """The columns with timestamps of nanoseconds, and whether they are of a time zone."""
+    try:
+        schema = pq.read_schema(file)
+    except (OSError, pa.ArrowException) as error:
+        way_out = "give Parquet files; read_csv and read_json read the others"
+        said = first_line(error).rstrip(".")[:120] or "empty"
+        raise SourceUnreadable(str(file), f"it is no Parquet ({said})", way_out) from None
+    return {
+        field.name: field.type.tz is not None
+        for field in schema
+        if pa.types.is_timestamp(field.type) and field.type.unit == "ns"
+    }
+
+
+def _microseconds(name: str, is_zoned: bool) -> Column:
+    moment = F.expr(f"timestamp_micros(`{name}` div 1000)")
+    return moment if is_zoned else moment.cast("timestamp_ntz")
+
+
 def _declared(spark: SparkSession, schema: str) -> StructType:
     return spark.createDataFrame([], schema).schema  # Spark 3.5 has no StructType.fromDDL
 
@@ -113,15 +172,24 @@ def _files(path: str | Path, kind: str = "CSV") -> list[str]:
     return found
 
 
-def _check_header(file: str, expected: Sequence[str]) -> None:
+def _check_header(file: str, expected: Sequence[str], null_value: str) -> None:
     with (
         pa.input_stream(file, compression="detect") as raw,
         io.TextIOWrapper(
             raw, encoding="utf-8-sig", errors="replace", newline=""
         ) as text,  # as Spark reads it
     ):
-        header = next(csv.reader(text), [])
+        given = next(csv.reader(text), [])
+    # as Spark calls what has no name
+    nameless = {"", null_value} - set(expected)
+    header = [f"_c{number}" if name in nameless else name for number, name in enumerate(given)]
     missing = [name for name in expected if name not in header]
+    counts = Counter(name.lower() for name in header)
+    doubled = {f"{name}{number}": name for number, name in enumerate(header) if counts[name.lower()] > 1}
+    if missing and set(missing) <= doubled.keys():
+        names = ", ".join(f"`{name}`" for name in dict.fromkeys(doubled.values()))
+        way_out = "rename one of each where the file is written"
+        raise SourceUnreadable(file, f"its header has more than one {names}", way_out)
     unexpected = [name for name in header if name not in expected]
     if missing or unexpected:
         raise SchemaMismatch(file, missing=missing, unexpected=unexpected)

@@ -1,4 +1,4 @@
-"""Reading CSV and JSON: no row is lost, and a file that does not fit is named."""
+"""Reading CSV, JSON and Parquet: no row is lost, and a file that does not fit is named."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import gzip
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import DataFrame, Row, SparkSession
 
 from sparktrain.config import PrepareConfig, SplitConfig
-from sparktrain.errors import EXIT_DATA, ColumnsReordered, SchemaMismatch, SourceMissing
+from sparktrain.errors import EXIT_DATA, ColumnsReordered, SchemaMismatch, SourceMissing, SourceUnreadable
 from sparktrain.features import Categorical, Numeric
-from sparktrain.preparation import Rule, read_csv, read_json
+from sparktrain.preparation import Rule, read_csv, read_json, read_parquet
 from sparktrain.preparation.clean import Demands, mark_broken_rules
 from sparktrain.preparation.rules import RULE_COLUMN
 from tests.preparation.conftest import Preparing
@@ -143,6 +144,14 @@ def test_a_file_without_the_header_is_refused(
         read_csv(spark, tmp_path / "shop.csv", DDL)
 
 
+def test_columns_without_a_name_are_called_as_spark_does(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "shop.csv").write_text(',a,NA,""\n0,x,1,5\n1,y,2,6\n')
+    read = read_csv(spark, tmp_path / "shop.csv", "_c0 int, a string, _c2 int, _c3 int")
+    assert read.collect() == [Row(0, "x", 1, 5, None), Row(1, "y", 2, 6, None)]
+    named = read_csv(spark, tmp_path / "shop.csv", "_c0 int, a string, NA int, _c3 int").collect()
+    assert named[0]["NA"] == 1, "a schema may have that name"
+
+
 def test_columns_in_another_order_are_refused_with_both_orders(spark: SparkSession, tmp_path: Path) -> None:
     (tmp_path / "shop.csv").write_text("id,colour,amount,bought\n")
     with pytest.raises(
@@ -265,3 +274,33 @@ def marked_counts(df: DataFrame) -> dict[str | None, int]:
     """Rows by the rule that they break; None: kept."""
     counted = mark_broken_rules(df, [], Demands()).groupBy(RULE_COLUMN).count().collect()
     return {row[RULE_COLUMN]: row["count"] for row in counted}
+
+
+# --- Parquet ----------------------------------------------------------------------------------------------
+
+
+def test_timestamps_of_nanoseconds_are_read_as_microseconds(spark: SparkSession, tmp_path: Path) -> None:
+    moments = [1_700_000_000_123_456_789, None]
+    columns = {
+        "zoned": pa.array(moments, pa.timestamp("ns", tz="UTC")),
+        "local time": pa.array(moments, pa.timestamp("ns")),
+        "number": pa.array([1, 2]),
+    }
+    folder = tmp_path / "rows" / "year=2023"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table(columns), folder / "part.parquet")
+    before = spark.conf.get("spark.sql.legacy.parquet.nanosAsLong")
+    df = read_parquet(spark, tmp_path / "rows")
+    assert spark.conf.get("spark.sql.legacy.parquet.nanosAsLong") == before
+    assert dict(df.dtypes)["zoned"] == "timestamp" and dict(df.dtypes)["local time"] == "timestamp_ntz"
+    first, second = df.selectExpr("unix_micros(zoned)", "CAST(`local time` AS STRING)", "year").collect()
+    assert tuple(first) == (1_700_000_000_123_456, "2023-11-14 22:13:20.123456", 2023)
+    assert tuple(second) == (None, None, 2023)
+
+
+def test_what_is_no_parquet_is_told(spark: SparkSession, tmp_path: Path) -> None:
+    with pytest.raises(SourceMissing, match="Parquet"):
+        read_parquet(spark, tmp_path / "nowhere")
+    (tmp_path / "x.parquet").write_text("a,b\n1,2\n")
+    with pytest.raises(SourceUnreadable, match="it is no Parquet"):
+        read_parquet(spark, tmp_path / "x.parquet")

@@ -1,0 +1,142 @@
+"""Where the rows of a new pipeline come from: a Parquet, CSV or JSON file, a folder of them, or a table."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, DataType, StructType
+
+from sparktrain.errors import SourceMissing, SourceUnreadable, first_line
+from sparktrain.preparation.source import MALFORMED_COLUMN, read_csv, read_json, read_parquet, visible_files
+
+SourceKind = Literal["parquet", "csv", "json", "table"]
+
+_SUFFIXES: dict[str, SourceKind] = {".csv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
+_PACKED = (".gz", ".bz2")
+_TABLE = re.compile(r"[\w-]+(\.[\w-]+){0,2}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source as `sparktrain init` was given it.
+
+    Attributes:
+        place: absolute path of a file or folder, a URI, or a table's name.
+    """
+
+    kind: SourceKind
+    place: str
+
+    @classmethod
+    def of(cls, given: str) -> Source:
+        """Tell what a text names; looks at files, starts nothing.
+
+        Raises:
+            SourceMissing: no such file, and no table could have this name.
+            SourceUnreadable: a folder without files, a file that is no Parquet.
+        """
+        if "://" in given:
+            return cls(_kind_of(given), given)
+        path = Path(given).expanduser()
+        if not path.exists():
+            if _TABLE.fullmatch(given) and path.suffix not in (".parquet", *_SUFFIXES):
+                return cls("table", given)
+            raise SourceMissing(given, "Parquet, CSV or JSON")
+        files = [path] if path.is_file() else visible_files(path)
+        if not files:
+            way_out = "give a folder that holds Parquet, CSV or JSON files"
+            raise SourceUnreadable(given, "the folder holds no file", way_out)
+        found = cls(_kind_of(files[0].name), str(path.resolve()))
+        if found.kind == "parquet":
+            _check_parquet(files[0])
+        return found
+
+    def read(self, spark: SparkSession) -> tuple[DataFrame, str | None]:
+        """Read the rows; returns the schema as DDL, too, where it was inferred and is to be written down.
+
+        Raises:
+            SourceUnreadable: Spark can't read it; JSON that is not one object a line; there is no such table.
+        """
+        try:
+            if self.kind == "parquet":
+                return read_parquet(spark, self.place), None
+            if self.kind == "table":
+                return spark.table(self.place), None
+            reader = spark.read.option("header", True).option("inferSchema", True)
+            reader = reader.option("nullValue", "NA").option("escape", '"')
+            is_csv = self.kind == "csv"
+            inferred = reader.csv(self.place) if is_csv else spark.read.json(self.place)
+            fields = [f for f in inferred.schema.fields if is_csv or f.name != _UNREADABLE_LINES]
+            if not is_csv:
+                _check_lines(spark, self.place, bool(fields))
+            ddl = ", ".join(f"{_quoted(f.name)} {_ddl_type(f.dataType)}" for f in fields)
+            if not fields:
+                raise SourceUnreadable(self.place, "no column was found", "give files that hold rows")
+            rows = read_csv if self.kind == "csv" else read_json
+            return rows(spark, self.place, ddl), ddl
+        except AnalysisException as error:
+            way_out = _NO_TABLE if self.kind == "table" else "correct the file, or give a Parquet file"
+            raise SourceUnreadable(self.place, first_line(error), way_out) from None
+
+
+_UNREADABLE_LINES = "_corrupt_record"  # as Spark calls what it can't read while it infers
+_NO_TABLE = "give a file; or a table that this Spark knows, as one of a platform or of spark-submit does"
+HIDDEN_COLUMNS = (MALFORMED_COLUMN,)
+
+
+def _check_lines(spark: SparkSession, place: str, has_columns: bool) -> None:
+    """Refuse JSON that is one array or is indented: each line of it would be a malformed row."""
+    first = spark.read.text(place).where(F.trim("value") != "").head()
+    if first is None:
+        return
+    is_array = str(first["value"]).removeprefix("\ufeff").lstrip().startswith("[")
+    if is_array or not has_columns:
+        problem = "it is one array" if is_array else "no line of it is an object with a value"
+        way_out = "give one object a line, as pandas' to_json(…, orient='records', lines=True) does"
+        raise SourceUnreadable(place, problem, way_out)
+
+
+def _ddl_type(given: DataType) -> str:
+    """A type as DDL, whatever the names in it; simpleString quotes none, and cuts long ones short."""
+    if isinstance(given, StructType):
+        inner = (f"{_quoted(field.name)}: {_ddl_type(field.dataType)}" for field in given.fields)
+        return f"struct<{', '.join(inner)}>"
+    if isinstance(given, ArrayType):
+        return f"array<{_ddl_type(given.elementType)}>"
+    return given.simpleString()
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _kind_of(name: str) -> SourceKind:
+    path = Path(name)
+    while path.suffix in _PACKED:
+        path = path.with_suffix("")
+    return _SUFFIXES.get(path.suffix.lower(), "parquet")
+
+
+def _check_parquet(file: Path) -> None:
+    """Refuse what is no Parquet, or has columns that Spark can't tell apart, before Spark is started."""
+    way_out = "give Parquet, CSV (.csv) or JSON lines (.json)"
+    if not file.stat().st_size:
+        raise SourceUnreadable(str(file), "the file is empty", way_out)
+    try:
+        names = pq.read_schema(file).names
+    except (OSError, pa.ArrowException):
+        raise SourceUnreadable(str(file), "it is no Parquet file", way_out) from None
+    counts = Counter(name.lower() for name in names)
+    if doubled := [name for name in names if counts[name.lower()] > 1]:
+        way_out = "rename one of each where the file is written"
+        problem = f"Spark can't tell the columns {', '.join(doubled)} apart"
+        raise SourceUnreadable(str(file), problem, way_out)

@@ -1,0 +1,128 @@
+"""init_pipeline from Python: of DataFrames and files with whatever names, prepared by what was written."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+from pyspark.sql import SparkSession
+
+import sparktrain
+from sparktrain.config import PrepareConfig, parse_config
+from sparktrain.errors import PipelineExists, SourceUnreadable
+from sparktrain.features import Categorical, Numeric, Target
+from sparktrain.new_pipeline import Created
+
+pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def data_of(created: Created) -> ModuleType:
+    """Import the data.py that was written, from where it lies."""
+    file = created.into / "pipelines" / created.name / "data.py"
+    spec = importlib.util.spec_from_file_location(f"made_{created.name}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def prepared(created: Created, spark: SparkSession, root: Path) -> sparktrain.Dataset:
+    data = data_of(created)
+    tree = yaml.safe_load((created.into / created.config).read_text())
+    config: PrepareConfig = parse_config(tree, has_package=False).prepare
+    rows = data.read(spark, root, **config.source)
+    return sparktrain.prepare(
+        rows, data.FEATURES, data.TARGET, config, name=created.name, root=root, rules=data.RULES, key=data.KEY
+    )
+
+
+def test_a_dataframe_with_names_of_any_kind_becomes_a_pipeline(spark: SparkSession, tmp_path: Path) -> None:
+    df = spark.range(300).selectExpr(
+        "id % 7 / 2 AS row_id",  # preparation adds one of this name
+        "id % 19 / 2 AS prediction",  # scoring adds one of this name
+        "id % 11 / 2 AS `a``b`",
+        "id % 13 / 2 AS `width.cm`",
+        "CAST(id % 17 AS STRING) AS `Größe in m`",
+        "IF(id % 5 = 0, NULL, CONCAT('x', id % 3)) AS type",
+        "IF(id % 30 = 0, NULL, CAST(id * id % 7 AS DOUBLE)) AS class",
+    )
+    created = sparktrain.init_pipeline(df, "odd", "class", into=tmp_path)
+    data = data_of(created)
+    assert data.RENAMED == {"row_id": "row_id_", "prediction": "prediction_", "a`b": "a_b"}
+    assert data.CASTS == {"class": "int", "Größe in m": "double"}
+    assert Target("class", kind="multiclass") == data.TARGET
+    assert [
+        Numeric("row_id_"),
+        Numeric("prediction_"),
+        Numeric("a_b"),
+        Numeric("width_cm", column="width.cm"),
+        Numeric("Größe_in_m", column="Größe in m"),
+        Categorical("type"),
+    ] == data.FEATURES
+    assert (tmp_path / "data" / "odd.parquet").is_dir(), "where read() finds the rows"
+    dataset = prepared(created, spark, tmp_path / "out")
+    assert dataset.manifest.rows_kept == 290 and dataset.manifest.quarantined == {"target_missing": 10}
+    with pytest.raises(PipelineExists, match="odd"):
+        sparktrain.init_pipeline(df, "odd", "class", into=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_files_of_text_become_a_pipeline(spark: SparkSession, tmp_path: Path, kind: str) -> None:
+    df = spark.range(200).selectExpr(
+        "id % 31 / 2 AS `the size`",
+        "IF(id % 2 = 0, 'a, b', 'c') AS name",
+        "timestamp_seconds(id * 90000) AS sold",
+        "id * id % 101 / 4 AS price",
+    )
+    source = tmp_path / f"rows.{kind}"
+    rows = df.toPandas()
+    if kind == "csv":
+        rows.to_csv(source)  # with its index, in a column without a name
+    else:
+        rows["a box"] = [{"select from": number, "b`c": [{"x y": number}]} for number in rows.index]
+        rows.to_json(source, orient="records", lines=True, date_format="iso")
+    created = sparktrain.init_pipeline(source, "text", "price", into=tmp_path, spark=spark)
+    assert created.guess.target.kind == "regression"
+    (reason,) = created.guess.left_out.items()
+    if kind == "csv":
+        assert reason == ("_c0", "it has no name and numbers the rows, as an index that pandas wrote")
+    else:
+        assert reason[0] == "a box" and reason[1].endswith("is no type that features read")
+    assert {f.source: f.kind for f in created.guess.features} == {
+        "the size": "numeric",
+        "name": "categorical",
+        "sold": "timestamp",
+    }
+    dataset = prepared(created, spark, tmp_path / "out")
+    assert dataset.manifest.rows_kept == 200 and not dataset.manifest.quarantined
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("x.json", '[\n  {\n    "a": 1,\n    "y": 2\n  }\n]\n', "one array.*one object a line"),
+        ("x.json", '\n [{"a": 1, "y": 2}, {"a": 2, "y": 3}]', "one array.*one object a line"),
+        ("x.json", '{\n  "a": 1,\n  "y": 2\n}\n', "no line of it is an object.*one object a line"),
+        ("x.csv", "a,y,a\n1,2,3\n", "more than one `a`.*rename"),
+        ("x.csv", "a,y,A\n1,2,3\n", "more than one `a`, `A`.*rename"),
+    ],
+)
+def test_text_that_is_no_table_is_told(
+    spark: SparkSession, tmp_path: Path, name: str, text: str, words: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SourceUnreadable, match=words):
+        sparktrain.init_pipeline(tmp_path / name, "text", "y", into=tmp_path, spark=spark)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_table_becomes_a_pipeline_that_reads_it(spark: SparkSession, tmp_path: Path) -> None:
+    things = spark.range(100).selectExpr("id % 9 / 2 AS a", "id % 2 = 0 AS b", "id * id % 3 = 0 AS y")
+    things.createOrReplaceTempView("things")
+    created = sparktrain.init_pipeline("things", "of_table", "y", into=tmp_path, spark=spark)
+    tree = yaml.safe_load((tmp_path / created.config).read_text())
+    assert tree["prepare"]["source"] == {"table": "things"}
+    assert prepared(created, spark, tmp_path / "out").manifest.rows_kept == 100
