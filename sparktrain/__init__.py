@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparktrain.dataset import Dataset, open_dataset
+    from sparktrain.estimator import (
+        TorchClassificationModel,
+        TorchClassifier,
+        TorchRegressionModel,
+        TorchRegressor,
+    )
     from sparktrain.gang import Gang, train
+    from sparktrain.new_pipeline import init_pipeline
     from sparktrain.preparation import append, prepare
+    from sparktrain.runs.replay import register
     from sparktrain.scoring import score
 
 __version__ = "0.1.0"
@@ -21,14 +29,34 @@ __version__ = "0.1.0"
 _HOMES = {
     "Dataset": "sparktrain.dataset",
     "Gang": "sparktrain.gang",
+    "TorchClassificationModel": "sparktrain.estimator",
+    "TorchClassifier": "sparktrain.estimator",
+    "TorchRegressionModel": "sparktrain.estimator",
+    "TorchRegressor": "sparktrain.estimator",
     "append": "sparktrain.preparation",
+    "init_pipeline": "sparktrain.new_pipeline",
     "open_dataset": "sparktrain.dataset",
     "prepare": "sparktrain.preparation",
+    "register": "sparktrain.runs.replay",
     "score": "sparktrain.scoring",
     "train": "sparktrain.gang",
 }
 
-__all__ = ["Dataset", "Gang", "append", "open_dataset", "prepare", "score", "train"]
+__all__ = [
+    "Dataset",
+    "Gang",
+    "TorchClassificationModel",
+    "TorchClassifier",
+    "TorchRegressionModel",
+    "TorchRegressor",
+    "append",
+    "init_pipeline",
+    "open_dataset",
+    "prepare",
+    "register",
+    "score",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

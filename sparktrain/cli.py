@@ -1,29 +1,37 @@
 """The terminal face: `sparktrain prepare|append|train|score|run|doctor CONFIG [section.key=value …]`.
 
-`sparktrain check DATASET` and `sparktrain replay RUN_DIR` stand beside them: they take no configuration.
+`sparktrain check DATASET` and `sparktrain replay RUN_DIR` stand beside them, as do `init` and `runs`, which
+lie in `commands/`: they take no configuration.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from typer.core import TyperGroup
 
+from sparktrain.commands import runs
+from sparktrain.commands.completion import (
+    complete_config,
+    complete_dataset,
+    complete_override,
+    complete_run_dir,
+)
+from sparktrain.commands.init import init
 from sparktrain.config import Config, TrainConfig, load_config
 from sparktrain.errors import EXIT_DATA, EXIT_INFRASTRUCTURE, ConfigError, NotPublished, SparktrainError
+from sparktrain.outcome import AsJson, outcome_as_exit_code, print_json
 from sparktrain.storage import writable_directory
 from sparktrain.terminal import log_to
 
@@ -46,16 +54,30 @@ class Work:
     do: Callable[[Config, Any, Console], dict[str, Any]]
 
 
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
-_CTRL_C = "interrupted", EXIT_INTERRUPTED
+class _Group(TyperGroup):
+    """Commands whose help fills the terminal; Typer keeps a docstring's line ends, but for the first one."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        groups = [command for command in self.commands.values() if isinstance(command, TyperGroup)]
+        for command in [*self.commands.values(), *(c for group in groups for c in group.commands.values())]:
+            paragraphs = (command.help or "").split("\n\n")
+            command.help = "\n\n".join(" ".join(paragraph.splitlines()) for paragraph in paragraphs)
+
+
+BEGIN, STEPS, LOOK = "Begin", "From rows to a model", "Look and mend"
 
 app = typer.Typer(
     name="sparktrain",
+    cls=_Group,
     help="Take a Spark DataFrame to a trained, registered PyTorch model.\n\n"
     "DataFrame → prepare → dataset → train → MLflow run → model → score → DataFrame\n\n"
-    "Every command takes a YAML file and changes to it, such as: "
-    "sparktrain run conf/flight_delays.yaml train.epochs=2 storage.root=/tmp/try",
+    "New here? Two commands, with a Parquet file of yours and the name of the column to predict:\n\n"
+    "  sparktrain init penguins penguins.parquet --target species\n\n"
+    "  sparktrain run conf/penguins.yaml\n\n"
+    "Commands that take CONFIG, a YAML file, take changes to it, too: "
+    "sparktrain run conf/flight_delays.yaml train.epochs=2 storage.root=/tmp/try. "
+    "Completion of files, keys, values and runs: sparktrain --install-completion",
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode="rich",
@@ -63,24 +85,28 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="YAML file, such as conf/flight_delays.yaml")
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help="YAML file, such as conf/flight_delays.yaml",
+        autocompletion=complete_config,
+        show_default=False,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[SECTION.KEY=VALUE]...", help="changes to the file, such as train.ranks=4 resume=true"
+        metavar="[SECTION.KEY=VALUE]...",
+        help="changes to the file, such as train.ranks=4 resume=true",
+        autocompletion=complete_override,
     ),
 ]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="print one JSON object on stdout, everything else on stderr")
-]
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, handled on the same path as Ctrl-C."""
+app.command(rich_help_panel=BEGIN)(init)
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS)
 def prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Clean, fit, shuffle and write the pipeline's data as a dataset for streaming.
 
@@ -92,7 +118,7 @@ def prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
     run_command(config, overrides or [], as_json, prepare_work)
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS)
 def append(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Add new rows to the dataset that was prepared last, as a new version; the old one stays.
 
@@ -105,7 +131,7 @@ def append(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
     run_command(config, overrides or [], as_json, append_work)
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS)
 def train(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Train on the dataset that was prepared last, log the run to MLflow, register the model.
 
@@ -116,9 +142,9 @@ def train(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
     run_command(config, overrides or [], as_json, train_work)
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS)
 def score(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Score the pipeline's raw rows with the registered model; write them with a probability, as Parquet.
+    """Score the pipeline's raw rows with the registered model; write Parquet with prediction and probability.
 
     score.model picks another model than the champion, score.source other rows, score.output another folder.
 
@@ -127,7 +153,7 @@ def score(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
     run_command(config, overrides or [], as_json, score_work)
 
 
-@app.command()
+@app.command(rich_help_panel=BEGIN)
 def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Do all of it: prepare, train, register, score.
 
@@ -138,7 +164,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False
     run_command(config, overrides or [], as_json, run_work)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def doctor(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Look for what would make a run fail, before one is started; each finding names its way out.
 
@@ -160,14 +186,22 @@ def doctor(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
             raise typer.Exit(EXIT_INFRASTRUCTURE)
 
 
+app.add_typer(runs.app, rich_help_panel=LOOK)
+
 _DEFAULTS = TrainConfig()
 _USUAL_RANKS = (1, 2, 4, 8)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def check(
     dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="a dataset's directory, or plain Parquet")
+        str,
+        typer.Argument(
+            metavar="DATASET",
+            help="a dataset's directory, or plain Parquet",
+            autocompletion=complete_dataset,
+            show_default=False,
+        ),
     ],
     global_batch_size: Annotated[
         int, typer.Option(min=1, help="rows of a step over all ranks")
@@ -204,9 +238,17 @@ def check(
             raise typer.Exit(EXIT_DATA)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def replay(
-    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="of a run that has ended")],
+    run_dir: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_DIR",
+            help="of a run that has ended",
+            autocompletion=complete_run_dir,
+            show_default=False,
+        ),
+    ],
     tracking_uri: Annotated[
         str | None, typer.Option(help="of an MLflow server (default: where the run was tracked)")
     ] = None,
@@ -222,7 +264,7 @@ def replay(
     """
     console = Console(stderr=as_json)
     with outcome_as_exit_code(as_json):
-        _reach_pipelines()
+        reach_pipelines()
         from sparktrain.runs.replay import replay as replay_run
         from sparktrain.terminal import replay_line
 
@@ -281,7 +323,12 @@ def _run_work(config: Config, spark: SparkSession, console: Console) -> dict[str
         raise _not_published(result)
     # The version just registered, even if another run has moved the alias since.
     scores = config.score.model_copy(update={"model": config.score.model or result["model_uri"]})
-    scored = _score(config.model_copy(update={"score": scores}), spark, console)
+    try:
+        scored = _score(config.model_copy(update={"score": scores}), spark, console)
+    except SparktrainError as error:  # the training is done, and its model stays
+        _show_run(config, result, console)
+        error.result = {**result, **error.result, "status": "failed"}
+        raise
     result["seconds"] = {"prepare": prepared - started, **result["seconds"], "score": scored.pop("seconds")}
     result["score"] = scored
     write_result(result["run_dir"], result)
@@ -345,9 +392,14 @@ def _show_run(config: Config, result: Mapping[str, Any], console: Console) -> No
 
 def run_command(path: str, overrides: Sequence[str], as_json: bool, work: Work) -> None:
     """Read the configuration, start Spark, work, and end the process with the outcome's exit code."""
+    do_work(lambda: read_config(path, overrides), as_json, work)
+
+
+def do_work(configure: Callable[[], Config], as_json: bool, work: Work) -> None:
+    """The same with a configuration that comes from elsewhere."""
     console = Console(stderr=as_json)
     with outcome_as_exit_code(as_json):
-        config = read_config(path, overrides)
+        config = configure()
         writable_directory(config.storage.root)
         # Only now: what is wrong up to here is told without pyspark.
         from sparktrain.session import spark_session
@@ -404,61 +456,13 @@ def job(work: Work, description: str | None) -> None:
 
 def read_config(path: str, overrides: Sequence[str]) -> Config:
     """Read the configuration with `pipelines/` of the working directory in reach."""
-    _reach_pipelines()
+    reach_pipelines()
     return load_config(path, overrides)
 
 
-def _reach_pipelines() -> None:
+def reach_pipelines() -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-
-
-@contextmanager
-def outcome_as_exit_code(as_json: bool) -> Iterator[None]:
-    """Turn errors into one message on stderr and an exit code; the codes are those of `sparktrain.errors`."""
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    except typer.Exit:
-        raise
-    except (Exception, KeyboardInterrupt) as error:
-        interrupt = _interrupt_behind(error)
-        if interrupt is not None:
-            _fail_interrupted(interrupt, as_json)
-        if isinstance(error, SparktrainError):
-            _fail(str(error), error.exit_code, as_json, error.result)
-        traceback.print_exc()
-        _fail(f"unexpected {type(error).__name__}: {error}", EXIT_INFRASTRUCTURE, as_json, {})
-
-
-def _fail_interrupted(interrupt: KeyboardInterrupt, as_json: bool) -> NoReturn:
-    what, code = ("terminated", EXIT_TERMINATED) if isinstance(interrupt, Terminated) else _CTRL_C
-    result = getattr(interrupt, "result", {})
-    way_on = ": resume=true continues this run from its last checkpoint" if result else ""
-    _fail(what + way_on, code, as_json, {**result, "status": "killed"})
-
-
-def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The interrupt that an error came of: on its way out, asking the dying JVM can raise another one."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise Terminated
-
-
-def _fail(text: str, exit_code: int, as_json: bool, result: Mapping[str, Any]) -> NoReturn:
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
-    if as_json:
-        print_json({"status": "failed", "error": text, "exit_code": exit_code, **result})
-    raise typer.Exit(exit_code)
-
-
-def print_json(result: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(result, sort_keys=True) + "\n")
-    sys.stdout.flush()
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ Imports neither Spark nor torch nor MLflow, so that a typing error costs no star
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -13,7 +14,16 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 from sparktrain.errors import ConfigError, nearest
 from sparktrain.object_store import check_uri, shown
@@ -70,7 +80,7 @@ class SparkConfig(Section):
         description="ignored under spark-submit, which brings its own; none: train without Spark, in this "
         "process or in those of torchrun",
     )
-    app_name: str = "sparktrain"
+    app_name: str = Field("sparktrain", description="as Spark's own pages show it")
     conf: dict[str, str] = Field(default_factory=dict, description="further Spark properties, as text")
 
     @field_validator("conf", mode="before")
@@ -104,8 +114,12 @@ class PrepareConfig(Section):
     layout: Literal["columns", "blocks"] = Field(
         "columns", description="blocks: features of one dtype side by side in one binary column"
     )
-    compression: Literal["lz4", "zstd", "snappy", "none"] = "lz4"
-    max_quarantined_fraction: float = Field(0.1, ge=0.0, le=1.0)
+    compression: Literal["lz4", "zstd", "snappy", "none"] = Field(
+        "lz4", description="of Parquet pages; zstd: smaller files, which take longer to read"
+    )
+    max_quarantined_fraction: float = Field(
+        0.1, ge=0.0, le=1.0, description="of the rows; with more, nothing is written and prepare fails"
+    )
     seed: int = Field(0, description="of the global shuffle")
 
 
@@ -214,7 +228,7 @@ class TrainConfig(Section):
     num_lanes: int = Field(
         8, ge=1, description="streams that are mixed into a batch; divides global_batch_size"
     )
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0, description="the highest, after the warm-up")
     warmup_fraction: float = Field(
         0.1, ge=0.0, le=1.0, description="part of all steps with a rising learning rate"
     )
@@ -224,22 +238,24 @@ class TrainConfig(Section):
     final_learning_rate_fraction: float = Field(
         0.0, ge=0.0, le=1.0, description="of learning_rate, at the end"
     )
-    weight_decay: float = Field(1e-2, ge=0)
+    weight_decay: float = Field(1e-2, ge=0, description="of AdamW")
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="evaluate and keep a moving average of the weights; 0.999, say"
     )
-    clip_gradient_norm: float | None = Field(1.0, gt=0)
+    clip_gradient_norm: float | None = Field(
+        1.0, gt=0, description="longer gradients are scaled down to it; empty: none is"
+    )
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",
         description="at a NaN or infinite loss or gradient; skip: without that step, ten in a row stop",
     )
-    seed: int = 0
+    seed: int = Field(0, description="of first weights, dropout and the order of the rows")
     model: dict[str, Any] = Field(default_factory=dict, description="arguments of the pipeline's Task")
     best_metric: str = Field(
         "auroc", description="validation metric that picks the best checkpoint: the Task's, or loss"
     )
     checkpoint_every_steps: int | None = Field(None, ge=1, description="besides the end of each epoch")
-    keep_checkpoints: int = Field(3, ge=1)
+    keep_checkpoints: int = Field(3, ge=1, description="the newest ones; the best stays besides")
     async_checkpoints: bool = Field(
         False, description="a step waits for a copy in memory, not for the storage"
     )
@@ -319,30 +335,45 @@ class TrainConfig(Section):
 class TrackingConfig(Section):
     """The MLflow side of a run."""
 
-    uri: str | None = Field(None, description="empty: MLFLOW_TRACKING_URI, else SQLite under storage.root")
+    uri: str | None = Field(
+        None,
+        description="empty: MLFLOW_TRACKING_URI, else SQLite under storage.root; none: no MLflow, and no "
+        "registered model",
+    )
     experiment: str | None = Field(None, description="empty: the parent run's, else the pipeline's name")
     parent_run_id: str | None = Field(
         None, min_length=1, description="of an MLflow run that this one is to be shown under, of a sweep say"
     )
     registered_model: str | None = Field(None, description="empty: the pipeline's name")
+    register_model: bool = Field(True, description="false: the run ends without a registered model")
     system_metrics_seconds: float | None = Field(
         10.0, ge=1.0, description="between two looks at each host's CPU, memory and network; empty: none"
     )
     required: bool = Field(
         True, description="false: training goes on while MLflow is away; `sparktrain replay` delivers later"
     )
-    alias: str = Field("champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    alias: str = Field(
+        "champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="which the registered version gets"
+    )
 
     @field_validator("registered_model")
     @classmethod
-    def _is_model_name(cls, name: str | None) -> str | None:
-        if name is not None and (not name or re.search(r"[/:.%\"']", name)):
+    def _is_model_name(cls, name: str | None, given: ValidationInfo) -> str | None:
+        parts = [] if name is None else [name]
+        # Unity Catalog names its models catalog.schema.name.
+        if name is not None and str(given.data.get("uri")).startswith("databricks") and name.count(".") == 2:
+            parts = name.split(".")
+        if any(not part or re.search(r"[/:.%\"']", part) for part in parts):
             raise ValueError(f"{name!r} can't name a model: MLflow forbids / : . % \" ' and the empty name")
         return name
 
+    @property
+    def is_none(self) -> bool:
+        return self.uri == "none"
+
 
 class ScoreConfig(Section):
-    """What to score, with which model, and where the probabilities go."""
+    """What to score, with which model, and where the predictions go."""
 
     model: str | None = Field(None, description="empty: the registered model under its alias")
     source: dict[str, Any] = Field(default_factory=dict, description="arguments of the pipeline's read()")
@@ -355,7 +386,10 @@ class Config(Section):
     pipeline: str = Field(
         description="folder of pipelines/ with data.py and model.py", pattern=r"^[a-z_][a-z0-9_]*$"
     )
-    resume: bool = Field(False, description="continue the newest run of this pipeline that was not finished")
+    resume: bool | str = Field(
+        False,
+        description="true: continue the newest run of this pipeline that was not finished; or a run's name",
+    )
     storage: StorageConfig = Field(default_factory=StorageConfig)
     spark: SparkConfig = Field(default_factory=SparkConfig)
     prepare: PrepareConfig = Field(default_factory=PrepareConfig)
@@ -389,27 +423,36 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError([f"not valid YAML: {' '.join(str(error).split())}"], str(path)) from error
     if not isinstance(tree, dict):
         raise ConfigError([f"the file holds {type(tree).__name__}, not sections with keys"], str(path))
-    problems = list(_apply_overrides(tree, overrides))
+    problems = list(apply_overrides(tree, overrides))
     return parse_config(tree, where=str(path), problems=problems)
 
 
 def parse_config(
-    tree: Mapping[str, Any], where: str = "the configuration", problems: Sequence[str] = ()
+    tree: Mapping[str, Any],
+    where: str = "the configuration",
+    problems: Sequence[str] = (),
+    *,
+    has_package: bool = True,
 ) -> Config:
-    """Check a tree of plain values; `problems` found before are reported along with the new ones."""
+    """Check a tree of plain values; `problems` found before are reported along with the new ones.
+
+    Args:
+        has_package: whether `pipeline` is a folder of pipelines/; else it only names datasets and runs.
+    """
     found = list(problems)
     config: Config | None = None
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
         found += [_describe(dict(problem)) for problem in error.errors()]
-    found += _check_together(tree)
+    found += _check_together(tree, has_package)
     if found or config is None:
         raise ConfigError(found, where)
     return config
 
 
-def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> Iterator[str]:
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> Iterator[str]:
+    """Change the tree by `section.key=value`; yields what is wrong with an override."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -463,15 +506,21 @@ def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += all_keys(field.annotation, f"{prefix}{name}.")
+        if section := section_of(field):
+            keys += all_keys(section, f"{prefix}{name}.")
     return keys
 
 
-def _check_together(tree: Mapping[str, Any]) -> Iterator[str]:
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The model of a key that is a section of its own."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _check_together(tree: Mapping[str, Any], has_package: bool) -> Iterator[str]:
     """Checks across sections; each reads only what it needs, so that other errors don't hide it."""
     pipeline = tree.get("pipeline")
-    if isinstance(pipeline, str) and re.fullmatch(r"[a-z_][a-z0-9_]*", pipeline):
+    if has_package and isinstance(pipeline, str) and re.fullmatch(r"[a-z_][a-z0-9_]*", pipeline):
         yield from _check_pipeline(pipeline)
     yield from _check_reader(tree)
     try:
@@ -479,7 +528,9 @@ def _check_together(tree: Mapping[str, Any]) -> Iterator[str]:
         ranks = int((tree.get("train") or {}).get("ranks", TrainConfig().ranks))
     except (ValidationError, TypeError, ValueError, AttributeError):
         return
-    slots = spark.local_slots
+    # Under spark-submit, and where a platform has its session, that one's master holds, not the file's.
+    is_hosted = not {"PYSPARK_GATEWAY_PORT", "DATABRICKS_RUNTIME_VERSION"}.isdisjoint(os.environ)
+    slots = None if is_hosted else spark.local_slots
     if slots is not None and ranks > slots:
         yield (
             f"train.ranks: needs {ranks} slots, {spark.master} has {slots}; all ranks must start together: "

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TypedDict
 
 from pyspark.sql import SparkSession
@@ -17,6 +18,7 @@ from sparktrain.errors import SparktrainError, VersionsDiffer
 from sparktrain.gang.probe import Answer, Probe, ProbeTimeout, ask_executors
 from sparktrain.gang.settings import harmful_settings
 from sparktrain.gang.slots import check_slots, num_slots, profile_of_rank
+from sparktrain.object_store import shown
 from sparktrain.runs.connection import check_tracking, resolve_tracking_uri, without_secrets
 from sparktrain.session import find_java, is_connect, spark_session
 from sparktrain.storage import writable_directory
@@ -74,21 +76,37 @@ def _slots(config: Config, spark: SparkSession) -> str:
 def examine_executors(config: Config, spark: SparkSession) -> Iterator[Finding]:
     """Ask as many Spark tasks as there are ranks: versions, storage, network, GPUs."""
     train = config.train
-    directory = config.storage.root.resolve() / f"doctor-{secrets.token_hex(8)}"
-    probe = Probe(str(directory), secrets.token_hex(8), gpus=train.gpus_per_rank > 0)
-    directory.mkdir(parents=True)
+    name, elsewhere = f"doctor-{secrets.token_hex(8)}", config.storage.checkpoints
+    directory = config.storage.root.resolve() / name
+    directories = [directory]
+    if elsewhere is not None and "://" not in elsewhere:
+        elsewhere = str(Path(elsewhere).resolve() / f"{name}-checkpoints")
+        directories.append(Path(elsewhere))
+    probe = Probe(str(directory), secrets.token_hex(8), gpus=train.gpus_per_rank > 0, checkpoints=elsewhere)
     try:
-        (directory / "nonce").write_text(probe.nonce)
+        for each in directories:
+            each.mkdir(parents=True)
+            (each / "nonce").write_text(probe.nonce)
         profile = profile_of_rank(spark, train.cpus_per_rank, train.gpus_per_rank)
         answers = ask_executors(spark, train.ranks, probe, profile)
-        written = {file.name for file in directory.iterdir()}
+        written = [{file.name for file in each.iterdir()} for each in directories]
     except Exception as error:  # whatever Spark says, such as another minor version of Python
         yield _not_answered(error)
         return
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        for each in directories:
+            shutil.rmtree(each, ignore_errors=True)
     yield from _compare_versions(answers)
-    yield _shared_directory(config, answers, written)
+    root = str(config.storage.root.resolve())
+    yield _shared_directory(
+        "run directory", root, {a.rank: a.directory for a in answers}, answers, written[0]
+    )
+    if elsewhere is not None:
+        said = {answer.rank: answer.checkpoints for answer in answers}
+        place = shown(config.storage.checkpoints or "")
+        yield _shared_directory(
+            "checkpoints", place, said, answers, written[-1] if len(written) > 1 else None
+        )
     yield _network(answers)
     if probe.gpus:
         yield _gpus(answers)
@@ -137,23 +155,25 @@ def _compare_versions(answers: Sequence[Answer]) -> Iterator[Finding]:
         yield {"level": "ok", "what": "executors", "found": found, "way_out": ""}
 
 
-def _shared_directory(config: Config, answers: Sequence[Answer], written: Collection[str]) -> Finding:
-    root = config.storage.root.resolve()
-    wrong = {a.rank: a.directory for a in answers if a.directory}
+def _shared_directory(
+    what: str, place: str, said: Mapping[int, str], answers: Sequence[Answer], written: Collection[str] | None
+) -> Finding:
+    """Tell whether all use the same directory; `written` is what the driver sees there, None in a store."""
+    wrong = {rank: problem for rank, problem in said.items() if problem}
     wrong |= {
-        a.rank: "is a directory of its own there: the driver does not see what is written"
-        for a in answers
-        if not a.directory and f"rank-{a.rank}" not in written
+        rank: "is a directory of its own there: the driver does not see what is written"
+        for rank, problem in said.items()
+        if written is not None and not problem and f"rank-{rank}" not in written
     }
     if not wrong:
-        found = f"driver and executors share {root}"
-        return {"level": "ok", "what": "run directory", "found": found, "way_out": ""}
+        return {"level": "ok", "what": what, "found": f"driver and executors share {place}", "way_out": ""}
     host = {answer.rank: answer.host for answer in answers}
-    found = "; ".join(f"for rank {rank} on {host[rank]} {root} {what}" for rank, what in wrong.items())
-    way_out = (
-        "point storage.root to a directory that all hosts mount, and the user of the executors may write to"
-    )
-    return {"level": "error", "what": "run directory", "found": found, "way_out": way_out}
+    found = "; ".join(f"for rank {rank} on {host[rank]} {place} {problem}" for rank, problem in wrong.items())
+    key = "storage.root" if what == "run directory" else "storage.checkpoints"
+    way_out = f"point {key} to a directory that all hosts mount, and the user of the executors may write to"
+    if written is None:
+        way_out = f"give executors the store's credentials and a way to it, or change {key}"
+    return {"level": "error", "what": what, "found": found, "way_out": way_out}
 
 
 def _network(answers: Sequence[Answer]) -> Finding:
@@ -166,6 +186,10 @@ def _network(answers: Sequence[Answer]) -> Finding:
     if unreached:
         more = f", and {len(unreached) - 4} more" if len(unreached) > 4 else ""
         way_out = "open all ports between executors: ranks listen at ports that the system chooses"
+        if "loopback" in " ".join(unreached):
+            way_out = (
+                "give each host's name its address on the network in /etc/hosts, or set SPARK_LOCAL_HOSTNAME"
+            )
         found = "; ".join(unreached[:4]) + more
         return {"level": "error", "what": "network", "found": found, "way_out": way_out}
     lost = [a.host for a in answers if len(hosts) > 1 and a.own_name.startswith("127.")]

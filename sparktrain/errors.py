@@ -6,6 +6,7 @@ A text says what was given, what is allowed and the way out, in that order.
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +21,11 @@ def nearest(given: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed word most like `given`, or None when nothing is close."""
     matches = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.55)
     return matches[0] if matches else None
+
+
+def first_line(error: object) -> str:
+    """What an error says, without the stack or the plan below it."""
+    return str(error).strip().partition("\n")[0]
 
 
 def _table(columns: Sequence[Sequence[str]]) -> str:
@@ -152,6 +158,50 @@ class TooManyClasses(DataError):
         )
 
 
+class TargetUnusable(DataError):
+    """A column that was named as the target, and of which nothing can be learnt."""
+
+    def __init__(self, target: str, problem: str, way_out: str) -> None:
+        super().__init__(f"`{target}` can't be the target: {problem}. Way out: {way_out}.")
+
+
+class RunUnknown(SparktrainError, ValueError):
+    """No run of this name, or several."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, name: str, where: str, known: Sequence[str]) -> None:
+        many = [run for run in known if run.startswith(name)]
+        hint = nearest(name, known)
+        there = ", ".join((many or known)[:5]) + (", …" if len(many or known) > 5 else "")
+        problem = f"{len(many)} runs begin with {name}" if many else f"There is no run {name} in {where}"
+        super().__init__(
+            f"{problem}."
+            + (f" Did you mean {hint}?" if hint and not many else "")
+            + (f" There are: {there}." if there else " Nothing was trained there: give another --root.")
+            + " Give a run's name or as much of its beginning as is its own; `sparktrain runs` lists them."
+        )
+
+
+class PipelineExists(SparktrainError, ValueError):
+    """A new pipeline would lie where something is already."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        super().__init__(
+            f"There is something already, and nothing is overwritten:\n{bullet_list(paths)}\n"
+            "Give the pipeline another name, write it into another folder (--into), or remove these."
+        )
+
+
+class SourceUnreadable(DataError):
+    """Something that was given as a source of rows, and is no table that can be read."""
+
+    def __init__(self, source: str, problem: str, way_out: str) -> None:
+        super().__init__(f"{source} can't be read as rows: {problem}. Way out: {way_out}.")
+
+
 class NotOneTarget(DataError):
     """Code for one target met features with several, or with none."""
 
@@ -227,8 +277,9 @@ class SplitEmpty(DataError):
     """So few rows that a split got none."""
 
     def __init__(self, rows: int, splits: Sequence[str]) -> None:
+        self.problem = f"{rows:,} rows are too few: no row fell into the split {', '.join(splits)}"
         super().__init__(
-            f"{rows:,} rows are too few: no row fell into the split {', '.join(splits)}. Give more rows, or "
+            f"{self.problem}. Give more rows, or "
             "set prepare.split.validation and prepare.split.test to what you need (0 for none; by time: move "
             "prepare.split.validation_from and test_from)."
         )
@@ -499,14 +550,14 @@ class PipelineFailed(SparktrainError, RuntimeError):
 class TrackingUnavailable(SparktrainError, RuntimeError):
     """The MLflow server does not answer."""
 
-    def __init__(self, uri: str, reason: str) -> None:
+    def __init__(self, uri: str, reason: str, way_out: str | None = None) -> None:
         self.problem = f"MLflow at {uri} can't be used: {reason}"
-        super().__init__(
-            f"{self.problem}. Start the server, correct tracking.uri (or "
-            "MLFLOW_TRACKING_URI), "
-            "leave both empty to track into a SQLite file under storage.root, or set tracking.required=false "
-            "to train without it and deliver later."
+        way_out = way_out or (
+            "Start the server, correct tracking.uri (or MLFLOW_TRACKING_URI), leave both empty to track into "
+            "a SQLite file under storage.root, or set tracking.required=false to train without it and "
+            "deliver later"
         )
+        super().__init__(f"{self.problem}. {way_out}.")
 
 
 class NotPublished(SparktrainError, RuntimeError):
@@ -520,12 +571,12 @@ class NotPublished(SparktrainError, RuntimeError):
 
 
 class ReplayRefused(SparktrainError, ValueError):
-    """A directory whose run can't be replayed."""
+    """A directory whose run can't be replayed, or whose model can't be registered now."""
 
     exit_code = EXIT_CONFIG
 
-    def __init__(self, path: str, problem: str, way_out: str) -> None:
-        super().__init__(f"{path} can't be replayed: {problem}. Way out: {way_out}.")
+    def __init__(self, path: str, problem: str, way_out: str, *, what: str = "replayed") -> None:
+        super().__init__(f"{path} can't be {what}: {problem}. Way out: {way_out}.")
 
 
 class CheckpointInvalid(SparktrainError, RuntimeError):
@@ -580,9 +631,15 @@ class ResumeRefused(SparktrainError, ValueError):
 
     def __init__(self, run_dir: str, differences: Mapping[str, tuple[object, object]]) -> None:
         lines = [f"{key}: the run has {old!r}, now {new!r}" for key, (old, new) in differences.items()]
+        root, name = run_dir.rsplit("/", 2)[0], run_dir.rpartition("/")[2]
+        of_dataset = (
+            f" `sparktrain runs resume {name} --root {shlex.quote(root)}` continues it on its own dataset."
+            f" resume=true would pick it each time, until it has finished or {run_dir} is removed."
+        )
         super().__init__(
             f"{run_dir} can't be resumed with this configuration; these change what the run means:\n"
             f"{bullet_list(lines)}\nSet them back, or start a new run with resume=false."
+            + (of_dataset if "dataset" in differences else "")
         )
 
 
@@ -655,6 +712,15 @@ class BlocksUnknown(SparktrainError, ValueError):
         )
 
 
+class TorchTooOld(SparktrainError, RuntimeError):
+    """This torch can't do what the configuration asks for."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, given: str, found: str, way_out: str) -> None:
+        super().__init__(f"{given}: torch {found}, which is installed, can't do that. Way out: {way_out}.")
+
+
 class StepMisused(SparktrainError, ValueError):
     """A Task's own `train_step` asks for what a step can't do."""
 
@@ -704,6 +770,17 @@ class RendezvousTimeout(SparktrainError, TimeoutError):
         )
 
 
+class HostIsLoopback(SparktrainError, OSError):
+    """Rank 0 would wait for the others where only its own host can come."""
+
+    def __init__(self, name: str, address: str) -> None:
+        super().__init__(
+            f"The host {name} resolves its own name to {address}, its loopback device, which ranks on other "
+            "hosts can't reach. Give the name its address on the network in /etc/hosts there, or start "
+            "Spark's worker on that host with SPARK_LOCAL_HOSTNAME set to that address."
+        )
+
+
 class DeviceUnknown(SparktrainError, ValueError):
     """Spark granted a GPU that CUDA can't be asked for by that name."""
 
@@ -714,6 +791,17 @@ class DeviceUnknown(SparktrainError, ValueError):
             f"Spark granted the GPU {address!r}; CUDA_VISIBLE_DEVICES of the worker is {visible!r}. CUDA "
             "knows a GPU by its number, or by a name that is listed there. List the MIG slices' names in "
             "spark.executorEnv.CUDA_VISIBLE_DEVICES, or let the discovery script give numbers."
+        )
+
+
+class GpuUnusable(SparktrainError, RuntimeError):
+    """Spark granted a task a GPU that torch can't use in that process."""
+
+    def __init__(self, address: str, num_seen: int, torch_version: str) -> None:
+        super().__init__(
+            f"Spark granted this task the GPU {address!r}; torch {torch_version} sees {num_seen} there. "
+            "Install a build of torch with CUDA on the executors (and their driver), or score without "
+            "spark.task.resource.gpu.amount."
         )
 
 
@@ -885,19 +973,6 @@ class ModelUnusable(SparktrainError, ValueError):
         super().__init__(f"The model {model} can't be used: {problem}. Way out: {way_out}.")
 
 
-class ScoringUnsupported(SparktrainError, ValueError):
-    """A pipeline whose models can't be scored yet."""
-
-    exit_code = EXIT_CONFIG
-
-    def __init__(self, pipeline: str, kinds: Sequence[str]) -> None:
-        super().__init__(
-            f"The models of {pipeline} can't be scored: scoring knows one binary target so far, its data.py "
-            f"has {', '.join(kinds) or 'none'}. `sparktrain prepare` and `sparktrain train` work with it; to "
-            "score with another pipeline's model, give score.model."
-        )
-
-
 class OutputExists(SparktrainError, ValueError):
     """Something is already where the result should go."""
 
@@ -908,4 +983,32 @@ class OutputExists(SparktrainError, ValueError):
             f"{path} exists already, and nothing is overwritten. Give another score.output, remove it, "
             "or leave "
             "score.output empty for a new folder under storage.root."
+        )
+
+
+class LabelUnfit(DataError):
+    """The label of an estimator is not what it can learn."""
+
+    def __init__(self, column: str, problem: str, way_out: str) -> None:
+        super().__init__(f"The label `{column}` can't be learnt: {problem}. Way out: {way_out}.")
+
+
+class WeightsUnfit(DataError):
+    """Weights of an estimator's rows that can't weigh anything."""
+
+    def __init__(self, column: str, count: int, num_rows: int) -> None:
+        super().__init__(
+            f"The weight `{column}` is null, NaN, infinite or negative in {count:,} of {num_rows:,} rows; "
+            f'it is 0 or more. Way out: df.where("{column} >= 0") leaves them out; 0 weighs nothing.'
+        )
+
+
+class RowsInvalid(DataError):
+    """Rows that an estimator or its model was told not to take."""
+
+    def __init__(self, what: str, columns: Sequence[str]) -> None:
+        super().__init__(
+            f"{what}, in one of: {', '.join(columns)}; handleInvalid is error. Way out: set handleInvalid to "
+            "skip, which leaves such rows out, or to keep, which takes nulls and NaN as values of their own; "
+            "or fill them in."
         )

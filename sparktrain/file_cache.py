@@ -55,6 +55,8 @@ class FileCache:
                 if (found := self._opened(key, num_bytes)) is not None:
                     return found
                 with self._alone():
+                    if (self.directory / f"{key}{_WHOLE}").exists():
+                        continue  # come since: renamed over it, ours would leave its readers unprotected
                     under_way = self._under_way(key)
                     partial = None if under_way else self._make_room(key, num_bytes)
                 if under_way is not None:
@@ -141,7 +143,8 @@ class FileCache:
                 fcntl.flock(partial, fcntl.LOCK_SH)
             return found
         except BaseException:
-            path.unlink(missing_ok=True)
+            with self._alone():  # others open what they have just listed
+                path.unlink(missing_ok=True)
             CachedFile(path, partial).close()
             raise
 

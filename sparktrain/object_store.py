@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
-from sparktrain.errors import StoreUriInvalid
+from sparktrain.errors import StoreUriInvalid, first_line
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -100,7 +100,7 @@ def _connect(process: int, uri: str) -> tuple[fs.FileSystem, str]:
         filesystem, base = fs.FileSystem.from_uri(uri)
     except (ValueError, TypeError, NotImplementedError, pa.ArrowException) as error:
         # Arrow's text has the whole URI in it, and the traceback would show it.
-        problem = type(error).__name__ if "://" in str(error) else str(error).partition("\n")[0]
+        problem = type(error).__name__ if "://" in str(error) else first_line(error)
         raise StoreUriInvalid(shown(uri), without_secrets(problem, uri)) from None
     return filesystem, base.rstrip("/")
 

@@ -58,17 +58,20 @@ def find_java() -> int:
 
 
 @contextmanager
-def spark_session(config: Config) -> Iterator[SparkSession]:
-    """Start Spark as `start_spark` does, and stop it at the end."""
-    spark = start_spark(config)
+def spark_session(config: Config, *, with_pipelines: bool = True) -> Iterator[SparkSession]:
+    """Start Spark as `start_spark` does, and stop it at the end, unless it was there before."""
+    # A platform's own session, which serves the job's next task as well, may not be active in this thread.
+    is_ours = find_session() is None and "DATABRICKS_RUNTIME_VERSION" not in os.environ
+    spark = start_spark(config, with_pipelines=with_pipelines)
     try:
         yield spark
     finally:
-        spark.stop()
+        if is_ours:
+            spark.stop()
 
 
-def start_spark(config: Config) -> SparkSession:
-    """Start Spark as `config` says, with the pipelines sent to the executors.
+def start_spark(config: Config, *, with_pipelines: bool = True) -> SparkSession:
+    """Start Spark as `config` says, with the pipelines sent to the executors, if wanted.
 
     Where there is a session already (spark-submit, a managed notebook) that one is used, settings and all.
 
@@ -86,7 +89,8 @@ def start_spark(config: Config) -> SparkSession:
     if submitted and isinstance(spark, SparkSession):  # only a classic one can be told how much to log
         # What goes wrong in a rank or a Spark task is told by our own errors, the whole stack is in a file.
         spark.sparkContext.setLogLevel("FATAL")
-    ship_package(spark, "pipelines")
+    if with_pipelines:
+        ship_package(spark, "pipelines")
     return spark
 
 

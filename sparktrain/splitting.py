@@ -51,7 +51,7 @@ class SplitConfig(_Options):
     )
     validation: float | None = Field(0.1, ge=0.0, lt=1.0, description="fraction of rows")
     test: float | None = Field(0.1, ge=0.0, lt=1.0, description="fraction of rows")
-    seed: int | None = 0
+    seed: int | None = Field(0, description="of the hash: another one divides the rows anew")
     column: str | None = Field(None, min_length=1, description="raw column of time, stratified and column")
     validation_from: int | float | str | None = Field(
         None, description="time: rows before are for training; a number or an ISO timestamp (UTC)"

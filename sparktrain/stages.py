@@ -28,17 +28,18 @@ from sparktrain.errors import (
     ModelNotFound,
     OutputExists,
     PipelineFailed,
-    ScoringUnsupported,
     SparkFailed,
     SparktrainError,
 )
-from sparktrain.features import Target
 from sparktrain.gang.blame import user_lines
 from sparktrain.gang.settings import check_settings
 from sparktrain.gang.slots import check_slots, is_local
 from sparktrain.gang.supervise import TrainResult, check_metric, check_training, describe_dataset, train
 from sparktrain.preparation import append, prepare
 from sparktrain.runs.connection import check_tracking, resolve_tracking_uri, sqlite_file
+from sparktrain.runs.directory import RunDirectory
+from sparktrain.runs.package import IMPORTING
+from sparktrain.storage import read_json
 from sparktrain.training.task import TrainTask
 
 logger = logging.getLogger(__name__)
@@ -67,10 +68,9 @@ def check_before_spark(config: Config, stages: Collection[str]) -> None:
         check_metric(task, config)
         if "prepare" not in stages:
             check_training(newest_dataset(config), task, config)
-        if config.tracking.required:
+        if config.tracking.required and not config.tracking.is_none:
             check_tracking(resolve_tracking_uri(config.tracking, config.storage.root))
     if "score" in stages:
-        _check_targets(config, data)
         _check_source(config, data, config.score.source or config.prepare.source)
         output_path(config)
         if "train" not in stages:
@@ -116,8 +116,16 @@ def append_stage(config: Config, spark: SparkSession) -> Dataset:
 
 
 def newest_dataset(config: Config) -> Dataset:
-    """The dataset that was prepared last for this pipeline."""
+    """The dataset that was prepared last for this pipeline; of a run that is resumed by name, its own."""
     home = config.storage.root / "datasets" / config.pipeline
+    if isinstance(config.resume, str):
+        run = RunDirectory.named(config.storage.root, config.resume)
+        if run.spec_file.is_file():
+            fingerprint = str(read_json(run.spec_file)["dataset"])
+            home /= fingerprint
+            if not home.exists():
+                problem = f"the dataset {fingerprint} that {run.name} trained on is gone"
+                raise DatasetInvalid(str(home), problem, "bring it back, or train anew with resume=false")
     if not home.exists():
         raise DatasetInvalid(
             str(home), "nothing was prepared yet", "run `sparktrain prepare` with this configuration first"
@@ -234,13 +242,6 @@ def _check_source(config: Config, data: ModuleType, source: Mapping[str, Any]) -
         ) from error
 
 
-def _check_targets(config: Config, data: ModuleType) -> None:
-    targets = [data.TARGET] if isinstance(data.TARGET, Target) else data.TARGET
-    kinds = [target.kind for target in targets]
-    if kinds != ["binary"] and config.score.model is None:
-        raise ScoringUnsupported(config.pipeline, kinds)
-
-
 def load(config: Config, part: str) -> ModuleType:
     """Import `data` or `model` of the configured pipeline.
 
@@ -248,7 +249,7 @@ def load(config: Config, part: str) -> ModuleType:
         PipelineFailed: the module can't be imported.
         ConfigError: it does not define what such a module defines.
     """
-    with pipeline_errors(f"Importing pipelines/{config.pipeline}/{part}.py", EXIT_CONFIG):
+    with pipeline_errors(f"Importing pipelines/{config.pipeline}/{part}.py", EXIT_CONFIG), IMPORTING:
         module = importlib.import_module(f"pipelines.{config.pipeline}.{part}")
     if missing := [name for name in _DEFINES[part] if not hasattr(module, name)]:
         file = f"pipelines/{config.pipeline}/{part}.py"
@@ -304,8 +305,6 @@ def _telling_line(text: str) -> str:
 
 def write_result(run_dir: str, result: Mapping[str, Any]) -> None:
     """Replace a run's result.json by one that knows about the stages around the training, too."""
-    from sparktrain.runs.directory import RunDirectory
-
     RunDirectory(Path(run_dir)).write_result(result)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from sparktrain.errors import NotLocal, StorageUnwritable, StoreFailed
+from sparktrain.errors import NotLocal, StorageUnwritable, StoreFailed, first_line
 from sparktrain.file_cache import FileCache
 from sparktrain.object_store import check_uri, connect, count_tries, is_from_store, shown, without_secrets
 
@@ -265,7 +265,7 @@ class RemotePath:
         except FileNotFoundError:
             raise FileNotFoundError(errno.ENOENT, "no such object", str(self)) from None
         except (OSError, pa.ArrowException) as error:
-            reason = str(error).partition("\n")[0].strip().rstrip(":")
+            reason = first_line(error).rstrip(":")
             if not is_from_store(reason):
                 raise
             seconds = time.monotonic() - started

@@ -17,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from sparktrain.runs.in_words import news_of, ranks_text
+
 if TYPE_CHECKING:
     from sparktrain.dataset import Dataset
     from sparktrain.dataset import findings as dataset_findings
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from sparktrain.doctor import Finding
 
 _MAX_LINES = 5  # about columns, in the table of a dataset that may have hundreds
+_SOURCES = {"test": "model, test", "reference": "reference, test", "validation": "model, validation"}
 _COLOURS = {"little": "default", "moderate": "yellow", "large": "red"}
 
 
@@ -58,7 +61,19 @@ class TrainingProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        early = kind is None and self._tell_whole()
         self._progress.stop()
+        if early:
+            self._progress.console.print(early, highlight=False)
+
+    def _tell_whole(self) -> str | None:
+        """Fill the bar of a training that ended before its steps were made, and return what to say of it."""
+        bar = self._progress.tasks[0]
+        if not bar.total or bar.completed >= bar.total:
+            return None
+        early = f"stopped early, at step {bar.completed:,.0f} of {bar.total:,.0f}"
+        self._progress.update(bar.id, total=bar.completed)
+        return early
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         assert self._task is not None
@@ -73,8 +88,10 @@ class TrainingProgress:
         elif event["kind"] == "straggler":
             self._tell_straggler(event)
         elif event["kind"] == "metrics":
-            self._remember(event["values"])
-            self._progress.update(self._task, news="  ".join(f"{k} {v}" for k, v in self._news.items()))
+            self._news |= news_of(event["values"])
+            # a line of 80 columns has no room for more
+            news = (f"{name.removeprefix('validation ')} {value}" for name, value in self._news.items())
+            self._progress.update(self._task, news="  ".join(news))
 
     def show_output(self, text: str) -> None:
         """Show what rank 0 prints above the bar, line by line; of one that is overwritten, its last state."""
@@ -99,13 +116,6 @@ class TrainingProgress:
                 f"long, {event['seconds']:.3f} s more. {_STRAGGLER_CAUSES[event['cause']]}"
             )
         self._progress.console.print(text, style="yellow", markup=False)
-
-    def _remember(self, values: Mapping[str, float]) -> None:
-        if "train/loss" in values:
-            self._news["loss"] = f"{values['train/loss']:.4f}"
-            self._news["rows/s"] = f"{values['train/rows_per_second']:,.0f}"
-        if "validation/auroc" in values:
-            self._news["auroc"] = f"{values['validation/auroc']:.4f}"
 
 
 def log_to(console: Console) -> None:
@@ -176,12 +186,13 @@ def _change(shift: tuple[float, float] | None, form: str) -> str:
 
 def training_table(result: Mapping[str, Any]) -> Table:
     """The test metrics beside the reference's, the run, the model, and the seconds."""
-    columns = "metric", "model, test", "reference, test", "model, validation"
-    table = _figures("training", *columns)
     metrics: Mapping[str, float] = result["metrics"]
+    given = {key.partition("/")[0] for key, value in metrics.items() if value is not None}
+    sources = [source for source in _SOURCES if source in given]  # many a run has no reference
+    table = _figures("training", "metric", *(_SOURCES[source] for source in sources))
     names = dict.fromkeys(key.partition("/")[2] for key in metrics)
     for name in names:
-        values = (metrics.get(f"{source}/{name}") for source in ("test", "reference", "validation"))
+        values = (metrics.get(f"{source}/{name}") for source in sources)
         table.add_row(name, *("" if value is None else f"{value:.4f}" for value in values))
     return table
 
@@ -189,9 +200,8 @@ def training_table(result: Mapping[str, Any]) -> Table:
 def run_table(result: Mapping[str, Any]) -> Table:
     """What was done, how long it took, where everything lies."""
     table = _table("run", result["run_id"] or "not in MLflow yet")
-    table.add_row(
-        "steps", f"{result['steps']:,}, with {result['world_size']} ranks, attempt {result['attempts']}"
-    )
+    ranks = ranks_text(result["world_size"])
+    table.add_row("steps", f"{result['steps']:,}, with {ranks}, attempt {result['attempts']}")
     table.add_row("seconds", ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items()))
     table.add_row("run directory", result["run_dir"])
     table.add_row("model", result["model_uri"] or "not registered")

@@ -5,9 +5,10 @@ Imports nothing but Python's own library, so that it can be asked of an executor
 
 from __future__ import annotations
 
+import importlib
 import platform
-import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 
 MISSING = "missing"
@@ -18,16 +19,17 @@ Versions = Mapping[str, str]
 
 
 def here() -> dict[str, str]:
-    """The versions of this process; a millisecond, because no package is imported for it."""
+    """The versions of this process; a millisecond: packages with metadata are not imported for it."""
     return {"Python": platform.python_version(), **{name: _version_of(name) for name in PACKAGES}}
 
 
 def _version_of(package: str) -> str:
-    try:
+    with suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        # Spark's own Python files come as a zip, without metadata.
-        return str(getattr(sys.modules.get(package), "__version__", MISSING))
+    # Spark's own files come as a zip without metadata, ours may by --py-files: both are quick to import.
+    with suppress(ImportError):
+        return str(getattr(importlib.import_module(package), "__version__", MISSING))
+    return MISSING
 
 
 def compare(driver: Versions, others: Mapping[str, Versions]) -> list[str]:

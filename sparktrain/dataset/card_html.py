@@ -114,6 +114,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]], kind: str = ""
     return Html(f'<div class="scroll"><table class="{kind}">{content}</table></div>')
 
 
+def cell(*parts: Html) -> Html:
+    """Markup for the output of a notebook's cell, whose page has a style of its own."""
+    return Html(f'<style>{_CELL_STYLE}</style><div class="sparktrain-cell">{"".join(parts)}</div>')
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float | Percent)
 
@@ -138,9 +143,10 @@ code{font:12px ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 nav{margin-top:10px}nav a{margin-right:14px;color:var(--bar);text-decoration:none}
 nav a:hover{text-decoration:underline}.soft,small{color:var(--soft);font-size:12px}
 .tiles{display:flex;flex-wrap:wrap;gap:10px;margin-bottom:14px}
-.tiles div{flex:1 1 120px;padding:12px 14px;background:var(--card);border:1px solid var(--line);
-border-radius:8px}
-.tiles b{display:block;font-size:21px;font-weight:600}.tiles span{color:var(--soft)}
+.tiles div{flex:1 1 120px;max-width:340px;padding:12px 14px;background:var(--card);
+border:1px solid var(--line);border-radius:8px}
+.tiles b{display:block;font-size:21px;font-weight:600;white-space:nowrap;overflow:hidden;
+text-overflow:ellipsis}.tiles span{color:var(--soft)}
 .scroll{width:fit-content;max-width:100%;overflow-x:auto;background:var(--card);border:1px solid var(--line);
 border-radius:8px}
 .scroll .scroll{border:0;background:none}
@@ -152,9 +158,20 @@ th{color:var(--soft);font-size:12px;font-weight:500;white-space:nowrap}th.n,td.n
 overflow-wrap:break-word}
 .names td small{font-weight:400;display:block}
 td details td,td details th{padding:1px 10px 1px 0;border:0}
-summary{cursor:pointer;color:var(--bar)}
+summary{cursor:pointer;color:var(--bar);white-space:nowrap}
 svg{display:block;color:var(--bar);fill:currentColor}
 .meter{display:block;width:110px;height:8px;margin-top:6px;border-radius:4px;background:var(--track)}
 .meter i{display:block;height:100%;min-width:1px;border-radius:4px;background:var(--bar)}
 .moderate{color:var(--warn);font-weight:600}.large{color:var(--bad);font-weight:600}
+"""
+
+# The class twice, for Jupyter's own rules are as specific as one.
+_CELL_STYLE = """
+.sparktrain-cell{display:flex;flex-wrap:wrap;gap:8px 24px;align-items:flex-start;overflow-x:auto}
+.sparktrain-cell.sparktrain-cell table{margin:4px 0;border-collapse:collapse;
+font-variant-numeric:tabular-nums}
+.sparktrain-cell.sparktrain-cell table :is(th,td){padding:3px 10px;text-align:left;vertical-align:top}
+.sparktrain-cell.sparktrain-cell table td{overflow-wrap:anywhere}
+.sparktrain-cell.sparktrain-cell table td:first-child{white-space:nowrap}
+.sparktrain-cell.sparktrain-cell table :is(th.n,td.n){text-align:right;white-space:nowrap}
 """

@@ -131,7 +131,7 @@ def _column(c: ColumnCard) -> list[object]:
     return [
         Html(f"{escape(c.column)}<small>{escape(kinds)}</small>"),
         _plot(c),
-        Html("<br>".join(map(escape, missing))),
+        missing[0] if len(missing) == 1 else Html("<br>".join(map(escape, missing))),
         percent(c.unknown_rate),
         *(c.mean, c.deviation, c.smallest, c.quantiles.get("0.5"), c.largest, c.distinct),
         _more(c),
@@ -180,9 +180,19 @@ def _layout(card: Card) -> Html:
     known = {"layout": card.layout, **card.settings}
     settings = table(
         ["setting", ""],
-        [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in known.items()],
+        [(key, _setting(value)) for key, value in known.items()],
     )
     stored = details(
         f"{len(card.stored):,} stored columns", table(["name", "type"], card.stored.items(), "names")
     )
     return Html(f"{files}<p></p>{settings}<p></p>{stored}")
+
+
+def _setting(value: object) -> str:
+    """What was set, in words; of several options those that are used."""
+    if not isinstance(value, dict):
+        return value if isinstance(value, str) else json.dumps(value)
+    used = {name: one for name, one in value.items() if one not in (None, {}, [])}
+    return ", ".join(
+        f"{name} {one if isinstance(one, str) else json.dumps(one)}" for name, one in used.items()
+    )

@@ -68,7 +68,8 @@ def open_dataset(
 
     Raises:
         DatasetInvalid: when there is no committed dataset.
-        StoreFailed: an object store refused, or did not answer. StoreUriInvalid: the URI makes no sense.
+        StoreFailed: an object store refused, or did not answer.
+        StoreUriInvalid: the URI makes no sense.
     """
     directory = path_of(path, FileCache(Path(cache).absolute(), cache_bytes) if cache else None)
     if (directory / LATEST_FILE).is_file() and not (directory / MANIFEST_FILE).is_file():
@@ -101,6 +102,15 @@ class Dataset:
 
     path: AnyPath
     manifest: Manifest
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{split.rows:,} for {name}" for name, split in self.manifest.splits.items())
+        return f"Dataset({self.manifest.name!r}: {rows} rows; {self.path})"
+
+    def _repr_html_(self) -> str:
+        from sparktrain.dataset.in_notebook import dataset_in_cell
+
+        return dataset_in_cell(self)
 
     @property
     def fingerprint(self) -> str:
@@ -264,7 +274,8 @@ class Dataset:
 
         Raises:
             SchemaMismatch: when the only fault is that columns differ, in the same way in all the parts it
-            names. DatasetInvalid: with everything else, all at once.
+                names.
+            DatasetInvalid: with everything else, all at once.
         """
         problems: list[str] = []
         unusable: dict[str, str] = {}

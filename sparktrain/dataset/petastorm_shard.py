@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sparktrain.dataset.layout import StoredColumn
 from sparktrain.dataset.manifest import Manifest
-from sparktrain.errors import DatasetInvalid
+from sparktrain.errors import DatasetInvalid, first_line
 from sparktrain.world import World
 
 Columns = dict[str, NDArray[Any]]
@@ -77,8 +77,7 @@ class Shard:
                     num_rows += num_rows_of(rows)
                     yield rows
         except (pa.ArrowException, OSError) as error:
-            first_line = str(error).partition("\n")[0]
-            problem = f"Petastorm can't read split `{self.split}` ({first_line})"
+            problem = f"Petastorm can't read split `{self.split}` ({first_line(error)})"
             way_out = "`sparktrain check` names a part that is not whole; prepare it again"
             raise DatasetInvalid(str(self.path), problem, way_out) from error
         wanted = rows_of_shards(self.manifest, self.split, self.world.size)[self.world.rank]

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from sparktrain.dataset.layout import StoredColumn
 from sparktrain.dataset.manifest import Manifest, Part
 from sparktrain.dataset.remote import RemotePart, open_cached
-from sparktrain.errors import DatasetChanged, DatasetInvalid, SchemaMismatch
+from sparktrain.errors import DatasetChanged, DatasetInvalid, SchemaMismatch, first_line
 from sparktrain.storage import AnyPath, RemotePath
 
 Verify = Literal["first", "always"]
@@ -88,7 +88,7 @@ def open_part(
     except FileNotFoundError:
         raise FileUnusable(f"{part.path} is missing") from None
     except (pa.ArrowException, OSError) as error:
-        raise FileUnusable(f"{part.path} can't be opened ({_first_line(error)})") from error
+        raise FileUnusable(f"{part.path} can't be opened ({first_line(error)})") from error
     found = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
     if found != part.row_groups:
         raise FileUnusable(
@@ -251,7 +251,7 @@ class RowGroupReader:
                 raise DatasetChanged(str(self._root), part.path) from error
             said = str(error)
             if not isinstance(error, FileUnusable):
-                said = f"{where} can't be read ({_first_line(error)})"
+                said = f"{where} can't be read ({first_line(error)})"
             raise DatasetInvalid(str(self._root), said) from error
         if not self._seen.is_unchanged(self._root, part):
             raise DatasetChanged(str(self._root), part.path)
@@ -282,10 +282,6 @@ class RowGroupReader:
             self._seen.keep_footer(part.path, file.metadata)
         self._open[key] = file
         return file
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _short(row_groups: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, FiniteFloat, ValidationError
 
 from sparktrain.dataset.manifest import Count, Record
-from sparktrain.errors import DatasetInvalid
+from sparktrain.errors import DatasetInvalid, first_line
 from sparktrain.features.sketch import COARSE_BITS
 from sparktrain.storage import AnyPath
 
@@ -90,5 +90,6 @@ class Statistics(Record):
         try:
             return cls.model_validate_json((directory / STATISTICS_FILE).read_bytes())
         except (OSError, ValidationError) as error:
-            first = str(error).partition("\n")[0]
-            raise DatasetInvalid(str(directory), f"{STATISTICS_FILE} can't be read ({first})") from error
+            raise DatasetInvalid(
+                str(directory), f"{STATISTICS_FILE} can't be read ({first_line(error)})"
+            ) from error

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from sparktrain.cli import app
 from tests.fixtures.command import Workplace
 
-COMMANDS = ("prepare", "append", "train", "score", "run", "doctor", "check", "replay")
+COMMANDS = ("init", "runs", "prepare", "append", "train", "score", "run", "doctor", "check", "replay")
 
 
 def help_of(workplace: Workplace, *command: str) -> str:
@@ -44,6 +46,28 @@ def test_the_help_of_a_command_has_an_example_with_its_keys(
     assert "CONFIG" in text and "SECTION.KEY=VALUE" in text and "--json" in text
     for word in words:
         assert word in text, f"{word!r} is not in the help of {command}: {text}"
+
+
+@pytest.mark.parametrize("command", ["init", "prepare", "append", "check", "replay", "runs resume"])
+def test_a_paragraph_of_a_help_has_no_line_ends_but_the_terminal_s(command: str) -> None:
+    lines = _prose(command).splitlines()
+    usage, what, how, example = (line.strip() for line in lines if line.strip())
+    assert usage.startswith("Usage: sparktrain") and example.startswith("Example: sparktrain")
+    assert what.endswith(".") and how.endswith(".") and len(how) > 120
+
+
+def test_the_help_of_runs_says_that_it_lists_and_has_an_example() -> None:
+    assert "alone, it lists" in _prose("runs") and "Example: sparktrain runs compare flights" in _prose(
+        "runs"
+    )
+
+
+def _prose(command: str) -> str:
+    """What stands above the first box, in a terminal that is wide enough for every paragraph."""
+    runner = CliRunner(env={"COLUMNS": "1000", "TERM": "dumb"})
+    ended = runner.invoke(app, [*command.split(), "--help"])
+    assert ended.exit_code == 0, ended.output
+    return ended.stdout.partition("╭")[0]
 
 
 def test_no_arguments_show_the_help(workplace: Workplace) -> None:
