@@ -1,42 +1,157 @@
-"""Every notebook runs as it stands, in a folder of its own."""
+"""Every notebook runs as it stands, in a folder of its own, and shows what it promises."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import nbformat
 import pytest
+from mlflow import MlflowClient
+from nbclient import NotebookClient
+
+from sparktrain.runs.directory import RunDirectory
+from sparktrain.runs.story import Story
+from tests.fixtures.databricks_source import cells_of, to_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+SECONDS = 540
+
+
+def workplace(tmp_path: Path) -> Path:
+    """A copy of what a notebook finds in a clone; returns the folder that it runs in."""
+    for folder in ("conf", "pipelines", "notebooks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "notebooks"
+
+
+def figure(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    assert found, text
+    return float(found[1])
+
+
+def check_first_model(text: str, out: Path) -> None:
+    assert figure(r"estimator: area under ROC ([\d.]+)", text) > 0.95
+    assert figure(r"pipeline: area under ROC ([\d.]+)", text) > 0.95
+    assert "model models:/tumours/1" in text and "probability" in text
+    assert "pipelines/tumours/model.py" in text and 'TARGET = Target("benign")' in text
+
+
+def check_flights(text: str, out: Path) -> None:
+    assert re.search(r"33,973 rows in, quarantined: {'arrived': 903}", text)
+    assert figure(r"AUROC ([\d.]+), of the reference", text) > 0.7
+    assert "probability" in text
+    groups = re.findall(r"^\d +(\d) +(\d+) +([\d.]+)$", text, re.MULTILINE)
+    late = [float(share) for _, flights, share in groups if int(flights) > 500]
+    assert sum(int(flights) for _, flights, _ in groups) == 33_070
+    assert len(late) > 5 and late == sorted(late), "the more probable, the more often late"
+
+
+def check_recovery(text: str, out: Path) -> None:
+    steps = figure(r"(?m)^(\d+) steps in 1 attempt$", text)
+    assert f"killed: 1 process; {steps:.0f} steps in 2 attempts" in text
+    assert figure(r"(\d+) losses, different: 0", text) > 50
+    stories = [Story(RunDirectory(path)) for path in sorted((out / "runs").iterdir())]
+    assert [len(story.attempts) for story in stories] == [1, 2]
+    first, second = stories[1].attempts
+    assert "SIGKILL" in first.failure and first.last_step < steps == second.last_step
+    assert second.first_step >= 200
+    assert stories[0].curves["train/loss"] == stories[1].curves["train/loss"]
+
+
+def check_tuning(text: str, out: Path) -> None:
+    assert "4 trials, the best is number" in text and "models:/flights_tuned/1 is trial" in text
+    assert "none was registered: [0, 1, 2, 3]" in text
+    client = MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("flights_tuning")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    trials = [run for run in runs if run is not parent]
+    assert [run.data.tags["mlflow.parentRunId"] for run in trials] == [parent.info.run_id] * 4
+    best = max(trials, key=lambda run: run.data.metrics["validation/auroc"])
+    [version] = client.search_model_versions()
+    assert (version.name, version.run_id) == ("flights_tuned", best.info.run_id)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def check_reading(text: str, out: Path) -> None:
+    [run] = (out / "runs").iterdir()
+    assert run.name in text and str(run / "report.html") in text
+    for name in ("auroc", "data_wait_fraction", "data_headroom", "wind_gust", "said"):
+        assert re.search(rf"\b{name}\b", text), name
+    assert re.search(r"artifacts: .*\bevaluation\.json\b.*\breport\.html\b", text)
+
+
+CHECKS: dict[str, Callable[[str, Path], None]] = {
+    "01_first_model": check_first_model,
+    "02_flights": check_flights,
+    "03_recovery": check_recovery,
+    "04_tuning": check_tuning,
+    "05_read_a_run": check_reading,
+}
 
 
 @pytest.mark.spark
+@pytest.mark.ranks
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(SECONDS + 30)
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)
 def test_a_notebook_runs_as_it_stands(notebook: Path, tmp_path: Path) -> None:
-    for folder in ("conf", "pipelines", "notebooks"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    folder = workplace(tmp_path)
     done = subprocess.run(
         [sys.executable, notebook.name],
-        cwd=tmp_path / "notebooks",
+        cwd=folder,
         capture_output=True,
         text=True,
-        timeout=220,
+        timeout=SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "probability" in done.stdout and "test/auroc" in done.stdout
-    assert sorted(p.name for p in (tmp_path / "notebooks").iterdir() if p.name != "__pycache__") == [
-        n.name for n in NOTEBOOKS
-    ]
+    CHECKS[notebook.stem](done.stdout, tmp_path / "out")
+    left = sorted(path.name for path in folder.iterdir() if path.name != "__pycache__")
+    assert left == [path.name for path in NOTEBOOKS], "what it writes lies under out/"
+
+
+@pytest.mark.spark
+@pytest.mark.ranks
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 30)
+def test_a_kernel_shows_progress_in_one_line_and_tables_as_tables(tmp_path: Path) -> None:
+    source = (ROOT / "notebooks" / "01_first_model.py").read_text(encoding="utf-8")
+    notebook = to_notebook(source)
+    resources = {"metadata": {"path": str(workplace(tmp_path))}}
+    NotebookClient(notebook, timeout=SECONDS, resources=resources).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = [output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})]
+    bars = [html for html in shown if "<progress" in html]
+    assert len(bars) == 2, "one line for each training, changed in its place"
+    assert all(re.search(r"finished · \d+ of \d+ steps · .* \d:\d\d</div>", bar) for bar in bars)
+    [result] = [html for html in shown if "sparktrain-cell" in html]
+    assert "reference, test" in result and "models:/tumours/1" in result
+    assert " with 1 rank, " in result and "one rank trains on it" in source
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "\x1b[" not in text and "\r" not in text
+    complaints = [output.text for output in outputs if output.get("name") == "stderr"]
+    assert len("".join(complaints).splitlines()) < 10, complaints
+    check_first_model(text + "".join(shown), tmp_path / "out")
+    nbformat.validate(notebook)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)
 def test_a_notebook_is_in_databricks_source_format(notebook: Path) -> None:
     text = notebook.read_text(encoding="utf-8")
-    assert text.startswith("# Databricks notebook source\n")
-    assert "\n# COMMAND ----------\n" in text
+    assert text.startswith("# Databricks notebook source\n# MAGIC %md\n# MAGIC # ")
+    cells = cells_of(text)
+    assert {kind for kind, _ in cells} == {"markdown", "code"} and all(source for _, source in cells)
+    assert "spark.stop()" in text and '"dbutils" not in globals()' in text
+
+
+def test_every_notebook_is_checked() -> None:
+    assert [notebook.stem for notebook in NOTEBOOKS] == list(CHECKS)
