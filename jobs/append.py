@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-# spark-submit only puts this file's folder on the path; pipelines/ lies beside it.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# spark-submit only puts this file's folder on the path; pipelines/ lies beside it. Databricks may run a file
+# without telling it its name, from its own folder.
+sys.path.insert(0, str(Path(globals().get("__file__", "append.py")).resolve().parents[1]))
 
 from sparktrain.cli import append_work, job
 

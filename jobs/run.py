@@ -1,0 +1,13 @@
+"""spark-submit jobs/run.py --config conf/flight_delays.yaml [--json] [section.key=value …]"""
+
+import sys
+from pathlib import Path
+
+# spark-submit only puts this file's folder on the path; pipelines/ lies beside it. Databricks may run a file
+# without telling it its name, from its own folder.
+sys.path.insert(0, str(Path(globals().get("__file__", "run.py")).resolve().parents[1]))
+
+from sparktrain.cli import job, run_work
+
+if __name__ == "__main__":
+    job(run_work, __doc__)
