@@ -7,6 +7,10 @@ import re
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
@@ -17,9 +21,11 @@ import sparktrain
 from sparktrain import dataset, features, preparation
 from sparktrain.config import TrainConfig, all_keys, parse_config
 from sparktrain.dataset import Dataset, Stream
+from sparktrain.new_pipeline.sizes import sizes_for
 from sparktrain.testing import TargetKind, write_tiny_dataset
 from sparktrain.training.loop import Loop
 from sparktrain.training.module_task import LOSSES
+from sparktrain.training.task import TrainTask
 from sparktrain.world import World
 from tests.fixtures.saves import save
 from tests.fixtures.write_petastorm_dataset import DATASET
@@ -39,16 +45,18 @@ def cells() -> list[str]:
 
 
 @pytest.mark.spark
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_the_code_of_the_migration_runs(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"spark": spark}
+    names: dict[str, Any] = {"spark": spark, "__name__": "migration"}
     code = blocks("python")
-    assert len(code) == 3
+    assert len(code) == 5
     for block in code:
         exec(block.replace("file:///data/rows", DATASET.as_uri()), names)
+        if "Gang(" in block:
+            assert len(names["losses"]) == 2 and max(names["losses"]) < 1.0, "it has learnt"
     assert names["state"]["epoch"] == 2
     assert names["table"].column_names == ["row_id", "price"]
 
@@ -176,3 +184,83 @@ def test_the_losses_of_the_document_are_all_there_are() -> None:
     rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")]
     assert re.findall(r"`([a-z0-9_]+)`", " ".join(rows)) == [*LOSSES]
     assert set(re.findall(r"`(train\.[a-z_]+)[`:]", text)) - {"train.model"} <= set(all_keys())
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_every_key_that_a_document_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    sections = {key for key in all_keys() if "." not in key} - {"spark", "pipeline", "resume"}
+    named = set(re.findall(rf"(?<![\w./])((?:{'|'.join(sections)})\.[a-z_]+(?:\.[a-z_]+)*)(?=[=:`\s])", text))
+    free = ("prepare.source.", "score.source.", "train.model.", "prepare.split.fractions.")
+    others = {key for key in named if not key.endswith((".py", ".yaml", ".read"))}
+    assert not {key for key in others if key not in all_keys() and not key.startswith(free)}
+    for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        given = yaml.safe_load(block)
+        given["spark"] = {"master": "local[64]"}  # of as many slots as ranks are asked for
+        if given.get("data", {}).get("reader") != "petastorm" and given.get("pipeline") != "orders":
+            parse_config({"pipeline": "flight_delays", **given})
+
+
+@pytest.mark.spark
+@pytest.mark.timeout(300)
+def test_the_pipeline_of_own_data_prepares_and_learns(spark: SparkSession, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
+    [data, model] = re.findall(r"```python\n# pipelines/orders/\w+\.py\n(.*?)```", text, re.DOTALL)
+    [conf] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    given = yaml.safe_load(conf)
+    assert parse_config({**given, "pipeline": "flight_delays"}).prepare.source == {
+        "path": "/data/orders.parquet"
+    }
+    random, rows = np.random.default_rng(0), 4000
+    amount = random.lognormal(3, 1, rows) - 0.5
+    colours = random.choice(["red", "green", "blue"], rows)
+    orders = pd.DataFrame(
+        {
+            "order_id": np.arange(rows),
+            "amount": amount,
+            "weight_kg": np.where(random.random(rows) < 0.2, np.nan, random.random(rows)),
+            "colour": colours,
+            "customer": [None if number == 7 else f"customer {number % 900}" for number in range(rows)],
+            "sold_at": pd.Timestamp("2025-03-01")
+            + pd.to_timedelta(random.integers(0, 10**7, rows), unit="s"),
+            "returned": amount * np.where(colours == "red", 0.4, 1.0) > 15,
+        }
+    )
+    orders["sold_at"] = orders["sold_at"].astype("datetime64[ns]")
+    orders.to_parquet(tmp_path / "orders.parquet")
+    assert pq.read_schema(tmp_path / "orders.parquet").field("sold_at").type == pa.timestamp("ns")
+    names: dict[str, Any] = {"__name__": "orders"}
+    exec(compile(data, "docs/own_data.md", "exec", dont_inherit=True), names)
+    exec(compile(model, "docs/own_data.md", "exec", dont_inherit=True), names)
+    made = sparktrain.prepare(
+        names["read"](spark, tmp_path, path=str(tmp_path / "orders.parquet")),
+        names["FEATURES"],
+        names["TARGET"],
+        root=tmp_path / "out",
+        rules=names["RULES"],
+        key=names["KEY"],
+    )
+    assert sum(made.manifest.quarantined.values()) == 1 + int((amount <= 0).sum())
+    config = TrainConfig(ranks=1, epochs=10, global_batch_size=64, num_lanes=4, learning_rate=0.02)
+    found = Loop(names["Task"](), made, config, World(), tmp_path / "run", lambda _: None).run(None).metrics
+    assert found["test/auroc"] > 0.7
+
+
+def test_own_data_promises_a_reference_only_where_init_writes_one() -> None:
+    text = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
+    written = {
+        kind: sizes_for(1000, kind)["train"]["reference"] for kind in ("binary", "multiclass", "regression")
+    }
+    assert written == {"binary": "logistic_regression", "multiclass": "none", "regression": "none"}
+    assert "With one binary target a logistic regression" in text and "`train.reference: none`" in text
+    assert "task" in get_args(TrainConfig.model_fields["reference"].annotation)
+    assert callable(TrainTask.reference), "the method that a Task of one's own has for it"
+
+
+@pytest.mark.parametrize("page", ["databricks.md", "migration.md", "tuning.md"])
+def test_code_that_needs_what_is_not_here_is_python_all_the_same(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for block in re.findall(r"```py\n(.*?)```", text, re.DOTALL):
+        compile(block, page, "exec", dont_inherit=True)
+        called = set(re.findall(r"\bsparktrain\.(\w+)\(", block))
+        assert all(hasattr(sparktrain, name) for name in called)
