@@ -19,6 +19,7 @@ FOUNDATION = {
     "world",
     "versions",
     "pulse",
+    "devices",
     "faults",
     "file_cache",
     "storage",
@@ -30,6 +31,7 @@ ALLOWED = {
     "world": set(),
     "versions": {"errors"},
     "pulse": set(),
+    "devices": {"errors"},
     "faults": {"errors", "world", "storage"},
     "splitting": set(),
     "config": {"errors", "object_store", "splitting"},
@@ -42,17 +44,41 @@ ALLOWED = {
     "runs": FOUNDATION | {"features", "dataset", "training"},
     "preparation": FOUNDATION | {"features", "dataset"},
     "scoring": FOUNDATION | {"features", "training", "runs"},
+    "tabular": FOUNDATION | {"features", "dataset", "training"},
     "gang": FOUNDATION | {"features", "dataset", "training", "runs"},
 }
-ON_TOP = {"session", "stages", "doctor", "terminal", "cli", "testing", "__init__"}
+ON_TOP = {
+    "commands",
+    "estimator",
+    "new_pipeline",
+    "outcome",
+    "session",
+    "stages",
+    "doctor",
+    "terminal",
+    "cli",
+    "testing",
+    "__init__",
+}
 
-PYSPARK_ROOMS = {"preparation", "gang", "session", "stages", "doctor", "cli", "testing"}
+PYSPARK_ROOMS = {
+    "new_pipeline",
+    "preparation",
+    "gang",
+    "estimator",
+    "session",
+    "stages",
+    "doctor",
+    "cli",
+    "testing",
+}
 PYSPARK_FILES = {"scoring/on_spark.py"}
 MLFLOW_ROOMS = {"runs", "scoring"}
 TORCH_FREE_ROOMS = {
     "errors",
     "world",
     "pulse",
+    "devices",
     "faults",
     "versions",
     "splitting",
@@ -65,6 +91,9 @@ TORCH_FREE_ROOMS = {
     "session",
     "terminal",
     "cli",
+    "commands",
+    "new_pipeline",
+    "outcome",
 }
 
 
@@ -150,6 +179,7 @@ def test_no_file_is_a_drawer_for_everything() -> None:
         ("sparktrain.dataset", {"pyspark", "torch", "mlflow"}),
         ("sparktrain.preparation", {"torch", "mlflow"}),
         ("sparktrain.training.loop", {"pyspark", "mlflow"}),
+        ("sparktrain.tabular.model", {"pyspark", "mlflow"}),
         ("sparktrain.scoring.served", {"pyspark"}),
         ("pipelines.flight_delays.data", {"torch", "mlflow"}),
         ("pipelines.flight_delays.model", {"pyspark", "mlflow"}),

@@ -127,6 +127,29 @@ def test_more_ranks_than_a_local_master_has_slots_is_told_before_spark_starts() 
     assert "needs 4 slots, local[2] has 2" in problem and "spark.master=local[4]" in problem
 
 
+@pytest.mark.parametrize("variable", ["PYSPARK_GATEWAY_PORT", "DATABRICKS_RUNTIME_VERSION"])
+def test_the_master_of_a_session_that_is_there_already_is_not_the_file_s(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "17")
+    tree = {"pipeline": "flight_delays", "spark": {"master": "local[2]"}, "train": {"ranks": 4}}
+    assert parse_config(tree).train.ranks == 4
+
+
+def test_models_have_three_names_in_unity_catalog_and_one_elsewhere() -> None:
+    for uri in ("databricks", "databricks://profile"):
+        tree = {**MINIMAL, "tracking": {"uri": uri, "registered_model": "main.default.flights"}}
+        assert parse_config(tree).model_uri == "models:/main.default.flights@champion"
+    for uri, name in [
+        (None, "main.default.flights"),
+        ("databricks", "default.flights"),
+        ("databricks", "main..flights"),
+        ("databricks", "main.default.a/b"),
+    ]:
+        [problem] = problems_of({"tracking": {"uri": uri, "registered_model": name}})
+        assert "can't name a model" in problem
+
+
 @pytest.mark.parametrize(
     ("master", "slots"),
     [

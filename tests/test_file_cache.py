@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,6 +51,27 @@ def test_a_file_is_fetched_once(cache: FileCache) -> None:
     keep(cache, "aa").close()
     again = cache.open("aa", BYTES, refuses)
     assert again is not None and again.path.read_bytes() == b"a" * BYTES
+
+
+def test_a_file_that_came_after_the_look_stays_its_readers(
+    cache: FileCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers: list[CachedFile] = []
+    alone = FileCache._alone
+
+    def overtaken(self: FileCache) -> AbstractContextManager[None]:
+        monkeypatch.undo()
+        readers.append(keep(cache, "aa"))
+        return alone(self)
+
+    monkeypatch.setattr(FileCache, "_alone", overtaken)
+    second = cache.open("aa", BYTES, refuses)
+    assert second is not None and readers
+    assert os.path.samestat(os.fstat(second.handle.fileno()), os.fstat(readers[0].handle.fileno()))
+    second.close()
+    for key in ("bb", "cc", "dd"):
+        keep(cache, key).close()
+    assert readers[0].path.read_bytes() == b"a" * BYTES
 
 
 def test_the_least_recently_used_file_makes_room(cache: FileCache) -> None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from torchmetrics import CatMetric, Metric
 
-from sparktrain.cli import Terminated, outcome_as_exit_code
 from sparktrain.config import Config
 from sparktrain.errors import (
     ConfigError,
     MetricWithoutDirection,
     ModelUnusable,
-    ScoringUnsupported,
     SparkFailed,
 )
-from sparktrain.features import Target
+from sparktrain.outcome import Terminated, outcome_as_exit_code
 from tests.fixtures.tiny_task import TinyRegression
 
 CONFIG = {"pipeline": "flight_delays"}
@@ -60,32 +56,10 @@ def test_a_best_metric_that_the_task_lacks_or_that_has_no_direction_is_refused()
         check_metric(Undirected(), config("spread"))
 
 
-@pytest.mark.parametrize(
-    ("target", "said"),
-    [
-        (Target("delay", kind="regression"), "has regression"),
-        ([Target("late"), Target("carrier", kind="multiclass")], "has binary, multiclass"),
-        ((), "has none"),
-    ],
-)
-@pytest.mark.parametrize("stages", [["score"], ["prepare", "train", "score"]])
-def test_scoring_with_other_targets_is_refused_before_anything_is_done(
-    target: object, said: str, stages: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from pipelines.flight_delays import data
-    from sparktrain.stages import check_before_spark
-
-    monkeypatch.setattr(data, "TARGET", target)
-    config = Config.model_validate({**CONFIG, "storage": {"root": str(tmp_path)}})
-    with pytest.raises(ScoringUnsupported, match=f"one binary target so far, its data.py {said}"):
-        check_before_spark(config, stages)
-    check_before_spark(config, ["prepare", "train"])
-
-
 def test_scoring_with_the_model_that_training_did_not_register_is_refused() -> None:
     from sparktrain.scoring import score
 
-    with pytest.raises(ModelUnusable, match=r"registered none(.|\n)*one binary target"):
+    with pytest.raises(ModelUnusable, match=r"registered none(.|\n)*unpublished"):
         score(None, None)  # type: ignore[arg-type]
 
 

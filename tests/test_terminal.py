@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from sparktrain.dataset import Dataset
 from sparktrain.dataset.card import write_card
 from sparktrain.dataset.drift import ColumnDrift
 from sparktrain.dataset.statistics import ColumnStatistics, Statistics
-from sparktrain.terminal import TrainingProgress, dataset_table, drift_table
+from sparktrain.terminal import TrainingProgress, dataset_table, drift_table, training_table
 from sparktrain.testing import write_tiny_dataset
 
 
@@ -77,3 +78,43 @@ def test_a_checkpoint_that_could_not_be_written_is_told_while_training_goes_on()
     with TrainingProgress(Console(file=file, width=200)) as progress:
         progress({"kind": "checkpoint_failed", "step": 5, "problem": problem})
     assert problem in file.getvalue()
+
+
+def test_the_bar_tells_a_metric_of_any_target_within_eighty_columns() -> None:
+    file = StringIO()
+    with TrainingProgress(Console(file=file, width=80)) as progress:
+        progress({"kind": "phase", "name": "training"})
+        progress({"kind": "progress", "step": 1200, "num_steps": 2400})
+        progress({"kind": "metrics", "values": {"train/loss": 0.4321, "train/rows_per_second": 123456.0}})
+        progress({"kind": "metrics", "values": {"validation/loss": 0.4, "validation/r2": 0.25}})
+    assert "loss 0.4321  rows/s 123,456  r2 0.2500" in file.getvalue()
+
+
+def _bar_after(step: int, error: type[BaseException] | None = None) -> str:
+    file = StringIO()
+    with suppress(KeyboardInterrupt), TrainingProgress(Console(file=file, width=80)) as progress:
+        progress({"kind": "phase", "name": "test"})
+        progress({"kind": "progress", "step": step, "num_steps": 1200})
+        if error is not None:
+            raise error
+    return " ".join(file.getvalue().split())
+
+
+def test_a_training_that_stopped_early_says_so_and_has_a_full_bar() -> None:
+    text = _bar_after(1150)
+    assert "test ━━━━━━━━━━━━━━━━━━━━ 1150/1150" in text
+    assert text.endswith("stopped early, at step 1,150 of 1,200")
+
+
+def test_of_a_training_that_made_its_steps_or_was_interrupted_no_early_stop_is_told() -> None:
+    assert "1200/1200" in (whole := _bar_after(1200)) and "early" not in whole
+    assert "1150/1200" in (broken := _bar_after(1150, KeyboardInterrupt)) and "early" not in broken
+
+
+def test_a_model_without_a_reference_has_no_column_for_it() -> None:
+    metrics = {"test/r2": 0.75, "validation/r2": 0.5}
+    text = text_of(training_table({"metrics": metrics}))
+    assert "model, test" in text and "model, validation" in text and "reference" not in text
+    assert text.index("0.7500") < text.index("0.5000")
+    text = text_of(training_table({"metrics": {**metrics, "reference/r2": 0.25}}))
+    assert text.index("0.7500") < text.index("0.2500") < text.index("0.5000") and "reference, test" in text

@@ -24,7 +24,7 @@ from sparktrain.errors import RankFailed, ResumeRefused
 from sparktrain.gang import Gang, train
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.registry import log_model
-from sparktrain.runs.replay import _config_of
+from sparktrain.runs.replay import config_of
 from sparktrain.runs.tracking import Tracker
 from sparktrain.testing import run_ranks, write_tiny_dataset
 from tests.fixtures.command import ROOT
@@ -165,7 +165,7 @@ def test_a_password_of_the_tracking_server_is_neither_kept_nor_taken_for_one(tmp
     run = new_run(tmp_path)
     spec = {"pipeline": "flight_delays", "dataset": "abc", "tracking": {"uri": "http://***@host:1"}}
     run.spec_file.write_text(json.dumps(spec))
-    assert _config_of(run).tracking.uri is None
+    assert config_of(run).tracking.uri is None
 
 
 def test_the_doctor_names_a_server_without_its_password(tmp_path: Path) -> None:

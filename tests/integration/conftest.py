@@ -2,16 +2,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pyspark.sql import SparkSession
 
-from sparktrain.testing import spark_session
 from tests.fixtures.command import CONF, ROOT, SMALL, Ended, Workplace, write_flights
 
 
@@ -34,13 +32,6 @@ def faulty_workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 def flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a fortieth of the flights."""
     return write_flights(tmp_path_factory.mktemp("source") / "flights")
-
-
-@pytest.fixture(scope="package")
-def spark() -> Iterator[SparkSession]:
-    """A session in this process, as a notebook has one."""
-    with spark_session() as session:
-        yield session
 
 
 @dataclass(frozen=True)

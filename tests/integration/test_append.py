@@ -42,7 +42,9 @@ def test_new_flights_are_added_and_their_drift_is_told(
 def test_without_a_dataset_the_way_out_is_told_before_spark_starts(
     workplace: Workplace, tmp_path: Path
 ) -> None:
-    ended = workplace.run("append", CONF, f"storage.root={tmp_path / 'none'}")
+    ended = workplace.run(
+        "append", CONF, f"storage.root={tmp_path / 'none'}", JAVA_HOME=str(tmp_path)
+    )  # where no Java is: starting Spark would be another error
     assert ended.exit_code == 3
     assert "run `sparktrain prepare`" in ended.stderr + ended.stdout
-    assert "Traceback" not in ended.stderr and ended.seconds < 15
+    assert "Traceback" not in ended.stderr

@@ -13,10 +13,13 @@ from pyspark.sql import SparkSession
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score
 
-from sparktrain.config import load_config
+from pipelines.digits.data import KEY
+from sparktrain.config import Config, load_config
 from sparktrain.dataset import Dataset, open_dataset
 from sparktrain.gang.supervise import TrainResult
-from sparktrain.stages import check_before_spark, prepare_stage, train_stage
+from sparktrain.preparation.split import row_id
+from sparktrain.stages import check_before_spark, prepare_stage, score_stage, train_stage
+from tests.fixtures.arrow import to_arrow
 from tests.fixtures.command import ROOT
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -25,10 +28,13 @@ SPLITS = ("train", "validation", "test")
 
 
 @pytest.fixture(scope="module")
-def trained(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    root = tmp_path_factory.mktemp("digits")
-    config = load_config(ROOT / "conf" / "digits.yaml", [f"storage.root={root}"])
-    check_before_spark(config, ["prepare", "train"])
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return load_config(ROOT / "conf" / "digits.yaml", [f"storage.root={tmp_path_factory.mktemp('digits')}"])
+
+
+@pytest.fixture(scope="module")
+def trained(spark: SparkSession, config: Config) -> TrainResult:
+    check_before_spark(config, ["prepare", "train", "score"])
     return train_stage(config, spark, prepare_stage(config, spark))
 
 
@@ -86,3 +92,24 @@ def test_mlflow_has_the_run_with_its_accuracy(trained: TrainResult) -> None:
     assert run.data.metrics["test/accuracy"] == pytest.approx(trained.metrics["test/accuracy"])
     curve = [m.value for m in client.get_metric_history(trained.run_id, "validation/accuracy")]
     assert len(curve) == 20 and curve[-1] > curve[0]
+
+
+def test_the_registered_model_reads_every_raw_digit_as_the_evaluation_did(
+    spark: SparkSession, config: Config, trained: TrainResult, predictions: pa.Table
+) -> None:
+    assert trained.model_uri == "models:/digits/1"
+    answer = score_stage(config, spark)
+    assert answer["rows"] == len(load_digits().target)
+    rows = spark.read.parquet(answer["output"])
+    types = {name: kind for name, kind in rows.dtypes if name not in ("number", "image", "digit")}
+    assert types == {"prediction": "bigint", "probability": "array<double>", "score_error": "string"}
+    scored = to_arrow(rows.withColumn("row_id", row_id(KEY)))
+    assert scored["score_error"].null_count == scored.num_rows
+    assert accuracy_score(scored["digit"].to_numpy(), scored["prediction"].to_numpy()) >= 0.97
+    evaluated = dict(
+        zip(predictions["row_id"].to_pylist(), predictions["prediction"].to_pylist(), strict=True)
+    )
+    found = {row["row_id"]: row["probability"] for row in scored.to_pylist() if row["row_id"] in evaluated}
+    assert found.keys() == evaluated.keys()
+    wanted = [evaluated[row] for row in found]
+    np.testing.assert_allclose(list(found.values()), wanted, rtol=0, atol=1e-6)

@@ -15,10 +15,10 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 
 from pipelines.flight_delays import data as flight_delays
 from pipelines.flight_minutes import data
-from sparktrain.config import load_config
+from sparktrain.config import Config, load_config
 from sparktrain.dataset import open_dataset
 from sparktrain.gang.supervise import TrainResult
-from sparktrain.stages import check_before_spark, prepare_stage, train_stage
+from sparktrain.stages import check_before_spark, prepare_stage, score_stage, train_stage
 from tests.fixtures.command import ROOT
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -27,10 +27,14 @@ SAMPLE = ("prepare.source.fraction=0.1", "train.epochs=5", "train.global_batch_s
 
 
 @pytest.fixture(scope="module")
-def trained(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     root = tmp_path_factory.mktemp("minutes")
-    config = load_config(ROOT / "conf" / "flight_minutes.yaml", [f"storage.root={root}", *SAMPLE])
-    check_before_spark(config, ["prepare", "train"])
+    return load_config(ROOT / "conf" / "flight_minutes.yaml", [f"storage.root={root}", *SAMPLE])
+
+
+@pytest.fixture(scope="module")
+def trained(spark: SparkSession, config: Config) -> TrainResult:
+    check_before_spark(config, ["prepare", "train", "score"])
     return train_stage(config, spark, prepare_stage(config, spark))
 
 
@@ -84,3 +88,18 @@ def test_mlflow_has_the_run_with_its_r2(trained: TrainResult) -> None:
     run = client.get_run(trained.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["test/r2"] == pytest.approx(trained.metrics["test/r2"])
+
+
+def test_the_registered_model_foresees_the_minutes_of_every_raw_flight(
+    spark: SparkSession, config: Config, trained: TrainResult
+) -> None:
+    assert trained.model_uri == "models:/flight_minutes/1"
+    answer = score_stage(config, spark)
+    rows = spark.read.parquet(answer["output"])
+    assert dict(rows.dtypes)["prediction"] == "double" and "probability" not in rows.columns
+    found = rows.select("arr_delay", "prediction", "score_error").toPandas()
+    kept, quarantined = sum(trained.dataset["rows"].values()), sum(trained.dataset["quarantined"].values())
+    assert len(found) == answer["rows"] == kept + quarantined
+    assert found["score_error"].isna().all() and np.isfinite(found["prediction"]).all()
+    arrived = found.dropna(subset="arr_delay")
+    assert r2_score(arrived["arr_delay"], arrived["prediction"]) > 0.1

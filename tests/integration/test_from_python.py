@@ -20,6 +20,7 @@ from sparktrain.training.task import BinaryClassification
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
+SCORES = ("prediction", "probability", "score_error")
 NAMES = ("prepare", "train", "score", "open_dataset", "Gang", "Dataset")
 
 MODEL = """
@@ -117,7 +118,7 @@ def test_a_dataframe_becomes_probabilities(spark: SparkSession, shapes: Path, tm
 
     assert result.status == "finished" and result.metrics["test/auroc"] > 0.9
     assert sparktrain.open_dataset(dataset.path).fingerprint == dataset.fingerprint
-    assert scored.columns == ["id", "length", "height", "colour", "probability"]
+    assert scored.columns == ["id", "length", "height", "colour", *SCORES]
     ends = scored.where("id in (6, 27)").orderBy("id").collect()
     assert scored.count() == 4000 and len(ends) == 2
     assert sparktrain.Gang(spark, ranks=2).run(abs, -3) == [3, 3]

@@ -139,7 +139,7 @@ def test_the_registered_model_takes_raw_columns(finished: Job, client: MlflowCli
     model = Model.load(unquote(folder.removeprefix("file://")))
     columns = model.get_input_schema().input_names()
     assert {"carrier", "dest", "month", "temp"} <= set(columns) and "month_category" not in columns
-    assert model.get_output_schema().input_names() == ["probability"]
+    assert model.get_output_schema().input_names() == ["prediction", "probability", "score_error"]
     assert model.saved_input_example_info is not None
 
 
@@ -148,7 +148,7 @@ def test_the_registered_model_takes_the_source_s_own_rows(
 ) -> None:
     """Through MLflow's pyfunc, as a server would: integers, nulls and all."""
     scores = spark.read.parquet(finished.result["score"]["output"]).limit(2000).toPandas()
-    raw = scores.drop(columns="probability")
+    raw = scores.drop(columns=["prediction", "probability", "score_error"])
     assert raw["plane_age"].isna().any() and raw["departure_minute"].dtype == np.int64
     monkeypatch.setenv("MLFLOW_TRACKING_URI", finished.tracking_uri)
     predicted = mlflow.pyfunc.load_model("models:/flight_delays@champion").predict(raw)
