@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,19 @@ if TYPE_CHECKING:
 # A busy machine is no failure: what takes too long is pytest-timeout's to say.
 settings.register_profile("sparktrain", deadline=None)
 settings.load_profile("sparktrain")
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """Each test draws the same numbers, such as a model's first weights, whatever ran before it.
+
+    torch is seeded where it is there already: tests that do without it stay fast.
+    """
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -27,18 +27,20 @@ from sparktrain.features.fitted_columns import (
 )
 from sparktrain.features.fitted_columns.categorical import FIRST_CODE, NULL_CODE, UNKNOWN_CODE
 from sparktrain.features.output import Output, output_names
-from sparktrain.features.raw import InputType, is_readable, read_as
-from sparktrain.features.refused import refused_rows, short_reason
+from sparktrain.features.raw import MALFORMED_COLUMN, UNCASTABLE_COLUMN, InputType, is_readable, read_as
+from sparktrain.features.refused import marked_rows, refused_rows, short_reason
 from sparktrain.features.scores import NUMBER, NUMBERS, PREDICTION, PROBABILITY, SCORE_ERROR, score_schema
 
 __all__ = [
     "FIRST_CODE",
+    "MALFORMED_COLUMN",
     "NULL_CODE",
     "NUMBER",
     "NUMBERS",
     "PREDICTION",
     "PROBABILITY",
     "SCORE_ERROR",
+    "UNCASTABLE_COLUMN",
     "UNKNOWN_CODE",
     "Boolean",
     "Categorical",
@@ -65,6 +67,7 @@ __all__ = [
     "Tokens",
     "Vector",
     "is_readable",
+    "marked_rows",
     "output_names",
     "read_as",
     "refused_rows",

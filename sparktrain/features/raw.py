@@ -12,6 +12,12 @@ from sparktrain.features.vectors import is_vectors, lists_of
 InputType = Literal["double", "long", "boolean", "string", "timestamp", "date", "binary", "doubles", "longs"]
 """The last two are arrays. An Arrow timestamp keeps whether it has a zone; with one it is in UTC."""
 
+MALFORMED_COLUMN = "_malformed_row"
+"""Where a reader of files keeps the text of a row that it could not read; null in the others."""
+
+UNCASTABLE_COLUMN = "_uncastable"
+"""Where `cast_columns` keeps the texts that it could not cast: a struct with a field for each cast column."""
+
 ARROW_TYPES: dict[InputType, pa.DataType] = {
     "double": pa.float64(),
     "long": pa.int64(),

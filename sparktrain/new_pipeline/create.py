@@ -12,11 +12,11 @@ from pathlib import Path
 from pyspark.sql import DataFrame, SparkSession
 
 from sparktrain.errors import ConfigError, PipelineExists
-from sparktrain.features import PREDICTION, PROBABILITY, SCORE_ERROR
+from sparktrain.features import PREDICTION, PROBABILITY, SCORE_ERROR, UNCASTABLE_COLUMN
 from sparktrain.new_pipeline.configuration import configuration
 from sparktrain.new_pipeline.files import data_file, model_file, test_file
 from sparktrain.new_pipeline.source import HIDDEN_COLUMNS, Source
-from sparktrain.preparation.cast import UNCASTABLE_COLUMN, cast_columns
+from sparktrain.preparation.cast import cast_columns
 from sparktrain.preparation.check import RESERVED_NAMES
 from sparktrain.preparation.guess import Guess, guess_features
 

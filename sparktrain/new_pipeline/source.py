@@ -16,7 +16,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, StructType
 
 from sparktrain.errors import SourceMissing, SourceUnreadable, first_line
-from sparktrain.preparation.source import MALFORMED_COLUMN, read_csv, read_json, read_parquet, visible_files
+from sparktrain.features import MALFORMED_COLUMN
+from sparktrain.preparation.source import read_csv, read_json, read_parquet, visible_files
 
 SourceKind = Literal["parquet", "csv", "json", "table"]
 

@@ -9,9 +9,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, DoubleType, FloatType, MapType, StructType
 
 from sparktrain.errors import CastsInvalid
+from sparktrain.features import UNCASTABLE_COLUMN
 from sparktrain.preparation.analysis import resolve
 
-UNCASTABLE_COLUMN = "_uncastable"
 UNCASTABLE_RULE = "uncastable_"
 _INFINITE_TEXT = r"(?i)^\s*[+-]?inf(inity)?\s*$"
 

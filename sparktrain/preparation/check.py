@@ -24,9 +24,16 @@ from pyspark.sql.types import (
 from sparktrain.dataset.layout import Dtype, Layout
 from sparktrain.dataset.manifest import WEIGHT_COLUMN
 from sparktrain.errors import FeaturesInvalid, SchemaMismatch
-from sparktrain.features import Feature, FittedFeatures, InputType, Target, Tokens, output_names
-from sparktrain.preparation.cast import UNCASTABLE_COLUMN
-from sparktrain.preparation.source import MALFORMED_COLUMN
+from sparktrain.features import (
+    MALFORMED_COLUMN,
+    UNCASTABLE_COLUMN,
+    Feature,
+    FittedFeatures,
+    InputType,
+    Target,
+    Tokens,
+    output_names,
+)
 from sparktrain.preparation.split import ADDED_COLUMNS, SPLITS
 from sparktrain.splitting import SplitConfig, instant
 

@@ -12,11 +12,10 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from sparktrain.errors import RulesInvalid, first_line
-from sparktrain.features import FittedFeatures, Target
+from sparktrain.features import MALFORMED_COLUMN, UNCASTABLE_COLUMN, FittedFeatures, Target
 from sparktrain.preparation.analysis import resolve, without_ansi
-from sparktrain.preparation.cast import UNCASTABLE_COLUMN, UNCASTABLE_RULE, uncastable_columns
+from sparktrain.preparation.cast import UNCASTABLE_RULE, uncastable_columns
 from sparktrain.preparation.rules import RULE_COLUMN, Rule, Unique
-from sparktrain.preparation.source import MALFORMED_COLUMN
 from sparktrain.preparation.split import comparable, split_is_known
 from sparktrain.splitting import SplitConfig
 

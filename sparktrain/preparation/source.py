@@ -20,9 +20,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from sparktrain.errors import ColumnsReordered, SchemaMismatch, SourceMissing, SourceUnreadable, first_line
+from sparktrain.features import MALFORMED_COLUMN
 from sparktrain.preparation.analysis import spark_settings
-
-MALFORMED_COLUMN = "_malformed_row"
 
 
 def read_csv(

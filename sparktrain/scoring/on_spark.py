@@ -13,7 +13,7 @@ from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_type
 from pyspark.sql.types import DataType, StructType, TimestampType
 
 from sparktrain.errors import ModelUnusable, SchemaMismatch
-from sparktrain.features import FittedFeatures, InputType, is_readable, score_schema
+from sparktrain.features import FittedFeatures, InputType, is_readable, marked_rows, score_schema
 from sparktrain.scoring.lookup import fetch_model
 from sparktrain.scoring.model import BATCH_ROWS, ServedModel
 from sparktrain.scoring.packed import PackedModel
@@ -33,7 +33,8 @@ def score(
     """Add the columns of `score_schema` to raw rows, such as `prediction` and `probability`.
 
     The rows' own columns keep names, types and order. A row that can't be scored, of a value that a feature
-    refuses say, has nulls and the reason in `score_error`; no job fails for it.
+    refuses say, has nulls and the reason in `score_error`; no job fails for it. So has a row that `read_csv`,
+    `read_json` or `cast_columns` marked, as preparation quarantines it.
 
     Nothing is computed before an action on the result; the model's files are fetched now, so that an alias
     means the version that it points to now. Executors need sparktrain and torch, but neither the pipeline's
@@ -133,9 +134,10 @@ def _score_partition(
     """Runs in a Python worker, once a partition: columns come by number, and Spark takes them by place."""
     model = loaded_model(packed)
     for joined in _joined(batches, 2 * batch_rows):
-        rows = pa.Table.from_batches(joined).rename_columns(names).select(list(model.features.input_types))
+        given = pa.Table.from_batches(joined).rename_columns(names)
+        rows = given.select(list(model.features.input_types))
         try:
-            scores = model.score_arrow(rows, batch_rows)
+            scores = model.score_arrow(rows, batch_rows, marked_rows(model.features, given))
         except RuntimeError:  # perhaps the GPU's, and then no model here works again
             _loaded.clear()
             raise

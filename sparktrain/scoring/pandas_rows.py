@@ -1,11 +1,13 @@
 """Rows as pandas, JSON and MLflow deliver them, read as raw columns, and columns of scores as they take them.
 
-JSON has neither times nor bytes: ISO text and base64 stand for them.
+JSON has neither times nor bytes: ISO text and base64 stand for them. Text that is a number is read as one,
+as a pipeline that casts its columns does.
 """
 
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime
@@ -25,7 +27,8 @@ def raw_columns(
 ) -> tuple[pa.Table, dict[int, str]]:
     """Return the columns of `input_types` that the frame has, and why rows can't be read, by their place.
 
-    A column in which no value can be read stays as it is, for `check_schema` to refuse.
+    Only what a row holds is refused here, even where no row of the frame holds better: a request can be of a
+    single row. For columns that are not there, there is `check_schema`.
 
     Args:
         time_zone: that times without zone are of; None: they stay without.
@@ -59,8 +62,6 @@ def _read(series: pd.Series[Any], input_type: InputType, refused: dict[int, str]
         column = column.combine_chunks()
     if column is not None and is_readable(column.type, input_type):
         return column
-    if column is not None and not (input_type in _FROM_TEXT and pa.types.is_string(column.type)):
-        return column
     values = [None if _is_missing(value) else value for value in series]
     read: list[Any] = [None] * len(values)
     for place, value in enumerate(values):
@@ -70,9 +71,6 @@ def _read(series: pd.Series[Any], input_type: InputType, refused: dict[int, str]
             read[place] = _value(value, input_type)
         except Exception as error:
             refused[place] = short_reason(error) if str(error) else f"{type(value).__name__} can't be read"
-    if len(refused) == sum(value is not None for value in values):
-        refused.clear()
-        return column if column is not None else pa.array([str(value) for value in values])
     return _together(read, input_type, refused)
 
 
@@ -98,6 +96,24 @@ def _together(read: list[Any], input_type: InputType, refused: dict[int, str]) -
     return pa.array(read, pa.timestamp("us", tz="UTC" if True in zones else None))
 
 
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
+_NOT_FINITE = re.compile(r"\s*([+-]?inf(inity)?|nan)\s*", re.ASCII | re.IGNORECASE)
+_WHOLE = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
+
+
+def _number(text: str) -> float:
+    """What Spark's cast makes of it; nothing of what only Python takes, or is too large."""
+    if _NOT_FINITE.fullmatch(text) or (_NUMBER.fullmatch(text) and math.isfinite(float(text))):
+        return float(text)
+    raise pa.ArrowInvalid(f"{text!r} is no number")
+
+
+def _whole_number(text: str) -> int:
+    if not _WHOLE.fullmatch(text) or not -(2**63) <= int(text) < 2**63:
+        raise pa.ArrowInvalid(f"{text!r} is no whole number of 64 bits")
+    return int(text)
+
+
 def _bytes(text: str) -> bytes:
     try:
         return base64.b64decode(_SPACE.sub(b"", text.encode()), validate=True)
@@ -119,7 +135,13 @@ def _day(text: str) -> date:
     return time.date()
 
 
-_FROM_TEXT: dict[InputType, Callable[[str], Any]] = {"timestamp": _time, "date": _day, "binary": _bytes}
+_FROM_TEXT: dict[InputType, Callable[[str], Any]] = {
+    "double": _number,
+    "long": _whole_number,
+    "timestamp": _time,
+    "date": _day,
+    "binary": _bytes,
+}
 
 
 def _is_missing(value: Any) -> bool:

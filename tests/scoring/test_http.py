@@ -142,7 +142,7 @@ def test_a_row_that_lacks_fields_has_nulls_there(server: Server, model: ServedMo
 def test_bad_rows_get_their_reasons_in_the_answer(server: Server, model: ServedModel) -> None:
     bad = [as_json({**RAW.to_pylist()[0], column: value}) for column, value, _ in BAD.values()]
     garbled: list[tuple[str, object, str]] = [
-        ("number", "far", "column `number`: 'far' is string, expected double"),
+        ("number", "far", "column `number`: 'far' is no number"),
         ("count", 1.5, "column `count`: "),
         ("flag", "perhaps", "column `flag`: 'perhaps' is string, expected boolean"),
         ("moment", "yesterday", "column `moment`: 'yesterday' is no ISO time"),
@@ -164,9 +164,15 @@ def test_bad_rows_get_their_reasons_in_the_answer(server: Server, model: ServedM
         assert row["score_error"].startswith(reason), row
 
 
-def test_a_missing_column_or_one_of_another_type_is_a_bad_request_in_our_words(server: Server) -> None:
-    status, answer = server.post({"dataframe_records": [{**ROWS[0], "number": "far"}]})
-    assert status == 400 and "column `number` is string, expected double" in answer["message"]
+def test_a_bad_row_alone_has_its_reason_too(server: Server) -> None:
+    for column, value, reason in (("number", "far", "'far' is no number"), ("word", 5, "5 is int64")):
+        status, answer = server.post({"dataframe_records": [{**ROWS[0], column: value}]})
+        (row,) = answer["predictions"]
+        assert status == 200 and row["prediction"] is None
+        assert row["score_error"].startswith(f"column `{column}`: {reason}")
+
+
+def test_a_missing_column_is_a_bad_request_in_our_words(server: Server) -> None:
     lacking = [{name: value for name, value in row.items() if name != "word"} for row in ROWS]
     status, answer = server.post({"dataframe_records": lacking})
     assert status == 400 and "missing column `word`" in answer["message"]
