@@ -305,8 +305,10 @@ def _train_work(config: Config, spark: SparkSession | None, console: Console) ->
 
 
 def _score_work(config: Config, spark: SparkSession, console: Console) -> dict[str, Any]:
+    from sparktrain.terminal import scored_rows
+
     result = _score(config, spark, console)
-    line = f"{result['rows']:,} rows scored by {result['model_uri']}: {result['output']}"
+    line = f"{scored_rows(result)}, scored by {result['model_uri']}: {result['output']}"
     console.print(line, highlight=False, soft_wrap=True)
     return {"status": "finished", **result}
 

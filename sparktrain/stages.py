@@ -16,6 +16,7 @@ from typing import Any
 
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from sparktrain.config import Config
 from sparktrain.dataset import Dataset, open_dataset
@@ -31,6 +32,7 @@ from sparktrain.errors import (
     SparkFailed,
     SparktrainError,
 )
+from sparktrain.features import SCORE_ERROR
 from sparktrain.gang.blame import user_lines
 from sparktrain.gang.settings import check_settings
 from sparktrain.gang.slots import check_slots, is_local
@@ -164,7 +166,8 @@ def score_stage(config: Config, spark: SparkSession) -> dict[str, Any]:
     """Score the pipeline's raw rows with the registered model; write Parquet.
 
     Returns:
-        {"output": path, "rows": number, "model_uri": the model, "seconds": duration}
+        {"output": path, "rows": number, "rows_refused": of these, number without a score,
+        "model_uri": the model, "seconds": duration}
     """
     from sparktrain.scoring import score
 
@@ -175,10 +178,13 @@ def score_stage(config: Config, spark: SparkSession) -> dict[str, Any]:
         uri = resolve_tracking_uri(config.tracking, config.storage.root)
         scored = score(raw, config.model_uri, tracking_uri=uri)
         scored.write.parquet(str(output))
-        rows = spark.read.parquet(str(output)).count()
+        counts = F.count(F.lit(1)).alias("rows"), F.count(SCORE_ERROR).alias("refused")
+        written = spark.read.parquet(str(output)).agg(*counts).head()
+    assert written is not None
     return {
         "output": str(output),
-        "rows": rows,
+        "rows": written["rows"],
+        "rows_refused": written["refused"],
         "model_uri": config.model_uri,
         "seconds": time.monotonic() - started,
     }

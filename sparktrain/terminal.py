@@ -197,6 +197,12 @@ def training_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def scored_rows(score: Mapping[str, Any]) -> str:
+    """How many rows were scored, and how many of them have a reason in place of a score."""
+    refused = score["rows_refused"]
+    return f"{score['rows']:,} rows" + (f", {refused:,} of them refused: see score_error" if refused else "")
+
+
 def run_table(result: Mapping[str, Any]) -> Table:
     """What was done, how long it took, where everything lies."""
     table = _table("run", result["run_id"] or "not in MLflow yet")
@@ -208,7 +214,7 @@ def run_table(result: Mapping[str, Any]) -> Table:
     if result.get("unpublished"):
         table.add_row("not published", escape(result["unpublished"]))
     if score := result.get("score"):
-        table.add_row("scores", f"{score['output']} ({score['rows']:,} rows)")
+        table.add_row("scores", f"{score['output']} ({scored_rows(score)})")
     return table
 
 

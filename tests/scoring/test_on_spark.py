@@ -21,6 +21,7 @@ from pyspark.sql.types import BooleanType, DoubleType, StringType
 
 import sparktrain
 from sparktrain.errors import ModelNotFound, SchemaMismatch
+from sparktrain.preparation import cast_columns, read_csv
 from sparktrain.scoring import score
 from sparktrain.scoring.lookup import fetch_model
 from sparktrain.scoring.model import ServedModel
@@ -209,6 +210,39 @@ def test_columns_of_all_kinds_are_read_and_a_bad_row_costs_only_its_own_score(
     check_rich_scores(scored.collect())
     with pytest.raises(SchemaMismatch, match=r'df\.drop\("Score_Error", "prediction"\)'):
         score(rich_rows.selectExpr("*", "1 as Score_Error", "2 as prediction"), str(rich))
+
+
+def test_rows_that_preparation_would_quarantine_have_no_score(
+    spark: SparkSession, registered: Registered, tmp_path: Path
+) -> None:
+    """Their values are null by now: scored, they would pass for rows that lack them."""
+    header = "distance,seats,month,carrier,weekend,remark"
+    lines = [
+        header,
+        "100,3,1,AA,true,good",
+        "far,3,1,AA,true,malformed",
+        "100,many,1,AA,true,text",
+        "100,,1,AA,true,null",
+    ]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    ddl = "distance double, seats string, month int, carrier string, weekend boolean, remark string"
+    rows = read_csv(spark, tmp_path / "rows.csv", ddl)
+    cast = cast_columns(rows, {"seats": "int", "remark": "double"})  # the model knows no remark
+    scored = score(cast, registered.uri, tracking_uri=registered.tracker.uri)
+    errors = [row.score_error for row in scored.select("score_error").collect()]
+    assert errors == [
+        None,
+        "the row could not be read: far,3,1,AA,true,malformed",
+        "column `seats`: 'many' is no long",
+        None,
+    ]
+    assert scored.where("score_error is not null and probability is null and prediction is null").count() == 2
+
+    named_alike = cast.select(
+        *cast.columns[:6], F.lit("x").alias("_uncastable"), F.lit(5).alias("_malformed_row")
+    )
+    plain = score(named_alike, registered.uri, tracking_uri=registered.tracker.uri)
+    assert plain.where("score_error is null").count() == 4
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
