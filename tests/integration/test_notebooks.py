@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -16,11 +17,34 @@ from nbclient import NotebookClient
 
 from sparktrain.runs.directory import RunDirectory
 from sparktrain.runs.story import Story
+from tests.fixtures.browser import open_browser, text_of
 from tests.fixtures.databricks_source import cells_of, to_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 SECONDS = 540
+
+# What a page shows of sparktrain: where, how large, in which colours. Paper is that of the nearest element
+# that is not transparent.
+_DRAWN = """
+const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+const paper = element => {
+  for (; element; element = element.parentElement) {
+    const colour = numbers(getComputedStyle(element).backgroundColor);
+    if (colour.length < 4 || colour[3] > 0) return colour;
+  }
+  return [255, 255, 255];
+};
+const box = element => element.getBoundingClientRect();
+const all = (place, take) => [...document.querySelectorAll(place)].map(take);
+return {
+  room: document.documentElement.clientWidth,
+  bars: all("progress", e => ({width: box(e).width, height: box(e).height, value: e.value, max: e.max})),
+  tables: all(".sparktrain-cell table", e => ({width: box(e).width})),
+  cells: all(".sparktrain-cell td, .sparktrain-cell th", e => (
+    {text: e.innerText, ink: numbers(getComputedStyle(e).color), paper: paper(e)})),
+};
+"""
 
 
 def workplace(tmp_path: Path) -> Path:
@@ -119,29 +143,81 @@ def test_a_notebook_runs_as_it_stands(notebook: Path, tmp_path: Path) -> None:
     assert left == [path.name for path in NOTEBOOKS], "what it writes lies under out/"
 
 
+@dataclass(frozen=True)
+class InKernel:
+    """The first notebook, executed as Jupyter does."""
+
+    notebook: nbformat.NotebookNode
+    source: str
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def in_kernel(tmp_path_factory: pytest.TempPathFactory) -> InKernel:
+    place = tmp_path_factory.mktemp("kernel")
+    source = (ROOT / "notebooks" / "01_first_model.py").read_text(encoding="utf-8")
+    notebook = to_notebook(source)
+    resources = {"metadata": {"path": str(workplace(place))}}
+    NotebookClient(notebook, timeout=SECONDS, resources=resources).execute()
+    return InKernel(notebook, source, place / "out")
+
+
 @pytest.mark.spark
 @pytest.mark.ranks
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 30)
-def test_a_kernel_shows_progress_in_one_line_and_tables_as_tables(tmp_path: Path) -> None:
-    source = (ROOT / "notebooks" / "01_first_model.py").read_text(encoding="utf-8")
-    notebook = to_notebook(source)
-    resources = {"metadata": {"path": str(workplace(tmp_path))}}
-    NotebookClient(notebook, timeout=SECONDS, resources=resources).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+def test_a_kernel_shows_progress_in_one_line_and_tables_as_tables(in_kernel: InKernel) -> None:
+    outputs = [output for cell in in_kernel.notebook.cells for output in cell.get("outputs", [])]
     shown = [output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})]
     bars = [html for html in shown if "<progress" in html]
     assert len(bars) == 2, "one line for each training, changed in its place"
     assert all(re.search(r"finished · \d+ of \d+ steps · .* \d:\d\d</div>", bar) for bar in bars)
     [result] = [html for html in shown if "sparktrain-cell" in html]
     assert "reference, test" in result and "models:/tumours/1" in result
-    assert " with 1 rank, " in result and "one rank trains on it" in source
+    assert " with 1 rank, " in result and "one rank trains on it" in in_kernel.source
     text = "".join(output.get("text", "") for output in outputs)
     assert "\x1b[" not in text and "\r" not in text
     complaints = [output.text for output in outputs if output.get("name") == "stderr"]
     assert len("".join(complaints).splitlines()) < 10, complaints
-    check_first_model(text + "".join(shown), tmp_path / "out")
-    nbformat.validate(notebook)
+    check_first_model(text + "".join(shown), in_kernel.out)
+    nbformat.validate(in_kernel.notebook)
+
+
+@pytest.mark.spark
+@pytest.mark.ranks
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 90)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_browser_draws_the_notebook_s_page(in_kernel: InKernel, theme: str, tmp_path: Path) -> None:
+    with open_browser() as browser:
+        from nbconvert import HTMLExporter
+
+        elsewhere = {"mathjax_url": "", "require_js_url": "", "jquery_url": ""}  # of the internet
+        page, _ = HTMLExporter(theme=theme, **elsewhere).from_notebook_node(in_kernel.notebook)
+        (tmp_path / "page.html").write_text(page, encoding="utf-8")
+        browser.get((tmp_path / "page.html").as_uri())
+        text = text_of(browser)
+        assert "Your first model" in text
+        drawn = browser.execute_script(_DRAWN)
+        assert len(drawn["bars"]) == 2 and all(
+            bar["width"] > 50 and bar["height"] > 3 for bar in drawn["bars"]
+        )
+        assert all(bar["value"] == bar["max"] for bar in drawn["bars"]), "finished"
+        assert drawn["tables"] and all(table["width"] <= drawn["room"] for table in drawn["tables"])
+        faint = [cell for cell in drawn["cells"] if contrast(cell["ink"], cell["paper"]) < 4.5]
+        assert drawn["cells"] and not faint, "legible, as WCAG 2 counts contrast"
+
+
+def contrast(ink: list[float], paper: list[float]) -> float:
+    """The ratio of two colours' luminances, 1 to 21; source: Web Content Accessibility Guidelines 2.2."""
+
+    def luminance(colour: list[float]) -> float:
+        parts = (c / 255 for c in colour[:3])
+        red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    darker, lighter = sorted((luminance(ink), luminance(paper)))
+    return (lighter + 0.05) / (darker + 0.05)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)
