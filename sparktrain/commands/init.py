@@ -71,7 +71,7 @@ def _create(name: str, source: str, target: str, into: Path, console: Console) -
 
 
 def _show(created: Created, console: Console) -> None:
-    from sparktrain.new_pipeline.wording import declared, told
+    from sparktrain.new_pipeline.wording import in_short, told
 
     guess = created.guess
     table = Table(title=f"{created.name}, from {guess.rows:,} rows", title_justify="left", title_style="bold")
@@ -83,9 +83,9 @@ def _show(created: Created, console: Console) -> None:
         shown = Table.grid()  # a cell that wraps by words
         shown.add_column(overflow="fold")
         if name == guess.target.source:
-            shown.add_row(f"[bold green]{escape(declared(guess.target))}")
+            shown.add_row(f"[bold green]{escape(in_short(guess.target))}")
         elif name in features:
-            shown.add_row(escape(declared(features[name])))
+            shown.add_row(escape(in_short(features[name])))
         else:
             shown.add_row("[dim]left out")
         why = guess.left_out.get(name) or told(seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,14 +17,26 @@ _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799  # of the years 1
 def declared(feature: Any) -> str:
     """A declaration as a person writes it: what differs from the defaults."""
     options = feature.model_dump(exclude_defaults=True, exclude={"name", "kind"})
-    given = [literal(feature.name)]
+    return f"{type(feature).__name__}({', '.join([literal(feature.name), *_options(feature, options)])})"
+
+
+def in_short(feature: Any) -> str:
+    """The same beside the column: its kind, what differs from the defaults, a name of its own."""
+    options = feature.model_dump(exclude_defaults=True, exclude={"name", "kind", "column"})
+    given = _options(feature, options)
+    text = type(feature).__name__ + (f"({', '.join(given)})" if given else "")
+    return text if feature.source == feature.name else f"{text}, named {feature.name}"
+
+
+def _options(feature: Any, options: Mapping[str, Any]) -> list[str]:
+    given = []
     if type(feature).__name__ == "Target" and feature.kind != "binary":
         given.append(f'kind="{feature.kind}"')
     for key, value in options.items():
         if value is not None:
             short = value[0] if key == "shape" and len(value) == 1 else value
             given.append(f"{key}={literal(short)}")
-    return f"{type(feature).__name__}({', '.join(given)})"
+    return given
 
 
 def told(seen: Seen) -> str:

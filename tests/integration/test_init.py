@@ -85,6 +85,7 @@ def test_what_was_guessed_and_written_is_told(journey: Journey) -> None:
     )
     assert told["next"][0] == "sparktrain run conf/flowers.yaml"
     assert "is taken as" in journey.made.stderr and "string: 3 values" in journey.made.stderr
+    assert "Numeric, named" in journey.made.stderr and 'Target(kind="multiclass")' in journey.made.stderr
     code = (journey.place.path / "pipelines/flowers/data.py").read_text()
     assert 'Numeric("sepal_length_cm", column="sepal length (cm)"),  # double: 4.3 to 7.9, 35 values' in code
 
