@@ -12,7 +12,7 @@ from pathlib import Path
 from pyspark.sql import DataFrame, SparkSession
 
 from sparktrain.errors import ConfigError, PipelineExists
-from sparktrain.features import PREDICTION, PROBABILITY, SCORE_ERROR, UNCASTABLE_COLUMN
+from sparktrain.features import MALFORMED_COLUMN, PREDICTION, PROBABILITY, SCORE_ERROR
 from sparktrain.new_pipeline.configuration import configuration
 from sparktrain.new_pipeline.files import data_file, model_file, test_file
 from sparktrain.new_pipeline.source import HIDDEN_COLUMNS, Source
@@ -146,7 +146,7 @@ def _allowed(name: str, names: list[str]) -> str:
     """A name that preparation and scoring take: they add columns, and backticks quote names."""
     allowed = name.replace("`", "_")
     taken = {other.lower() for other in names if other != name} | set(_TAKEN)
-    if name not in HIDDEN_COLUMNS:
+    if name != MALFORMED_COLUMN:
         while allowed.lower() in taken:
             allowed += "_"
     return allowed
@@ -155,12 +155,33 @@ def _allowed(name: str, names: list[str]) -> str:
 def write_pipeline(rows: Rows, name: str, target: str, into: Path) -> Created:
     """Guess, and write what was guessed."""
     target = rows.renamed.get(target, target)
-    guess = guess_features(rows.frame, target, exclude=HIDDEN_COLUMNS)
+    guess = guess_features(_readable(rows.frame), target, exclude=HIDDEN_COLUMNS)
     if guess.casts:
         rows = dataclasses.replace(rows, casts=guess.casts)
-        again = cast_columns(rows.frame, rows.casts)
-        guess = guess_features(again, target, exclude=(*HIDDEN_COLUMNS, UNCASTABLE_COLUMN))
+        kept = _readable(cast_columns(rows.frame, rows.casts))
+        again = guess_features(kept, target, exclude=HIDDEN_COLUMNS)
+        junk = {column: told for column in guess.casts if (told := _uncastable(guess, column))}
+        guess = dataclasses.replace(again, warnings={**again.warnings, **junk})
+    if rows.casts or MALFORMED_COLUMN in rows.frame.columns:  # not all rows were looked at
+        guess = dataclasses.replace(guess, rows=rows.frame.count())
     return write_files(rows, name, guess, into)
+
+
+def _readable(frame: DataFrame) -> DataFrame:
+    """The rows that preparation does not quarantine for what they could not be read as."""
+    marks = [name for name in HIDDEN_COLUMNS if name in frame.columns]
+    return frame.where(" AND ".join(f"{name} IS NULL" for name in marks)) if marks else frame
+
+
+def _uncastable(guess: Guess, column: str) -> str | None:
+    """What is to be said of the text in a column that is mostly numbers or times."""
+    seen = guess.columns[column]
+    is_number = guess.casts[column] == "double"
+    junk = seen.count - (seen.numeric_texts if is_number else seen.time_texts)
+    if seen.kind != "string" or not junk:
+        return None
+    what = "numbers" if is_number else "times"
+    return f"{junk:,} of its {seen.count:,} texts are no {what}: their rows are quarantined, and never scored"
 
 
 def write_files(rows: Rows, name: str, guess: Guess, into: Path) -> Created:

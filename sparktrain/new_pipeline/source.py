@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, StructType
 
 from sparktrain.errors import SourceMissing, SourceUnreadable, first_line
-from sparktrain.features import MALFORMED_COLUMN
+from sparktrain.features import MALFORMED_COLUMN, UNCASTABLE_COLUMN
 from sparktrain.preparation.source import read_csv, read_json, read_parquet, visible_files
 
 SourceKind = Literal["parquet", "csv", "json", "table"]
@@ -91,7 +91,7 @@ class Source:
 
 _UNREADABLE_LINES = "_corrupt_record"  # as Spark calls what it can't read while it infers
 _NO_TABLE = "give a file; or a table that this Spark knows, as one of a platform or of spark-submit does"
-HIDDEN_COLUMNS = (MALFORMED_COLUMN,)
+HIDDEN_COLUMNS = (MALFORMED_COLUMN, UNCASTABLE_COLUMN)
 
 
 def _check_lines(spark: SparkSession, place: str, has_columns: bool) -> None:

@@ -75,7 +75,8 @@ def guess_features(df: DataFrame, target: str, *, exclude: Collection[str] = ())
     Raises:
         TargetUnusable: no such column, of a type that nothing can be predicted of, without a value, or with
             only one.
-        FeaturesInvalid: names of columns that preparation refuses; no column that could be a feature.
+        FeaturesInvalid: names of columns that preparation refuses; no column that could be a feature, not
+            even one of `casts`.
     """
     if problems := list(source_clashes(df.columns)):
         raise FeaturesInvalid(problems)
@@ -117,7 +118,7 @@ def _guess(looked: Glance, target: str) -> Guess:
         features.append(found)
         if warning := _warning(seen, looked.columns[target], declared):
             warnings[name] = warning
-    if not features:
+    if not features and not casts.keys() - {target}:
         raise FeaturesInvalid([f"`{name}` is left out: {why}" for name, why in left_out.items()] or ["none"])
     notes = [
         *of_target,
