@@ -134,6 +134,10 @@ def test_a_source_is_told_by_its_name_or_by_what_lies_there(tmp_path: Path) -> N
         "x.jsonl": "json",
     }
     assert {name: Source.of(str(tmp_path / name)).kind for name in expected} == expected
+    (tmp_path / "year=2023").mkdir()
+    (tmp_path / "year=2023" / "rows.csv").write_text("a\n1\n")
+    several = str(tmp_path / "year=*")
+    assert Source.of(several) == Source("csv", several)
     assert Source.of("sales.orders") == Source("table", "sales.orders")
     assert Source.of("s3://bucket/orders.csv").kind == "csv"
     assert Source.of("s3://bucket/orders").kind == "parquet"

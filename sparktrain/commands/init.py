@@ -26,7 +26,8 @@ def init(
     source: Annotated[
         str,
         typer.Argument(
-            help="a Parquet, CSV or JSON file, a folder of them, or a table's name", show_default=False
+            help="a Parquet, CSV or JSON file, a folder of them, a glob in quotes, or a table's name",
+            show_default=False,
         ),
     ],
     target: Annotated[str, typer.Option(help="the column to predict", show_default=False)],

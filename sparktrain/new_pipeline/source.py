@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Source:
     """A source as `sparktrain init` was given it.
 
     Attributes:
-        place: absolute path of a file or folder, a URI, or a table's name.
+        place: absolute path of a file or folder, or a glob of them; a URI; a table's name.
     """
 
     kind: SourceKind
@@ -48,11 +49,12 @@ class Source:
         if "://" in given:
             return cls(_kind_of(given), given)
         path = Path(given).expanduser()
-        if not path.exists():
+        places = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path)))]
+        if not places:
             if _TABLE.fullmatch(given) and path.suffix not in (".parquet", *_SUFFIXES):
                 return cls("table", given)
             raise SourceMissing(given, "Parquet, CSV or JSON")
-        files = [path] if path.is_file() else visible_files(path)
+        files = [f for place in places for f in ([place] if place.is_file() else visible_files(place))]
         if not files:
             way_out = "give a folder that holds Parquet, CSV or JSON files"
             raise SourceUnreadable(given, "the folder holds no file", way_out)
