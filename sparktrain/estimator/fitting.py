@@ -38,7 +38,7 @@ from sparktrain.estimator.inputs import (
 )
 from sparktrain.estimator.look import Look, look_at
 from sparktrain.estimator.params import ESTIMATOR, TorchParams
-from sparktrain.estimator.settings import SPLIT_COLUMN, named_by_params, settings_of
+from sparktrain.estimator.settings import SPLIT_COLUMN, named_by_params, settings_of, threshold_problems
 from sparktrain.estimator.summary import TrainingSummary, losses_by_epoch
 from sparktrain.features import FittedFeatures, Target
 from sparktrain.gang.slots import is_local
@@ -143,6 +143,7 @@ def prepare_rows(params: TorchParams, df: DataFrame, goal: Goal, root: Path) -> 
     _warn_of_lost_digits(look)
     inputs = [_sized(item, look) for item in inputs]
     num_classes = _num_classes(df, label, look) if goal == "classes" else 0
+    _check_thresholds(params, num_classes)
     kind: Kind = "regression" if not num_classes else "binary" if num_classes == 2 else "multiclass"
     rows = df if keeps else df.where(is_valid(inputs, df.schema))
     columns = [raw_column(item) for item in inputs]
@@ -286,6 +287,11 @@ def _num_classes(df: DataFrame, label: str, look: Look) -> int:
     return max(said or seen, 2)
 
 
+def _check_thresholds(params: TorchParams, num_classes: int) -> None:
+    if problems := [*threshold_problems(params, num_classes)]:
+        raise ConfigError(problems, ESTIMATOR)
+
+
 def train_model(
     params: TorchParams, prepared: Prepared, spark: SparkSession, root: Path
 ) -> tuple[Fitted, TrainingSummary]:
@@ -294,6 +300,7 @@ def train_model(
     Raises:
         SparktrainError: as `sparktrain.train`.
     """
+    _check_thresholds(params, prepared.num_classes)  # of this map of Params, for fitMultiple
     num_rows = prepared.dataset.num_rows("train")
     settings = settings_of(params, spark, root, num_rows)
     task = task_of(params, prepared)

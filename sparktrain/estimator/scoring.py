@@ -13,7 +13,7 @@ from sparktrain.errors import ConfigError, SchemaMismatch
 from sparktrain.estimator.fitting import Fitted
 from sparktrain.estimator.inputs import Input, Shape, inputs_of, is_valid
 from sparktrain.estimator.params import MODEL, TorchParams
-from sparktrain.estimator.settings import handling_problems
+from sparktrain.estimator.settings import handling_problems, threshold_problems
 from sparktrain.estimator.worker import Job, score_partition
 from sparktrain.scoring.on_spark import by_number, check_columns
 
@@ -133,10 +133,6 @@ def _handling(params: TorchParams) -> str:
 
 
 def _thresholds(params: TorchParams, num_classes: int) -> tuple[float, ...]:
-    given = params.value("thresholds") if num_classes else None
-    if not given:
-        return ()
-    if len(given) != num_classes or min(given) < 0 or sum(t == 0 for t in given) > 1:
-        rule = f"give {num_classes} numbers above 0, of which one may be 0"
-        raise ConfigError([f"thresholds: {given} given; {rule}"], MODEL)
-    return tuple(given)
+    if problems := [*threshold_problems(params, num_classes)]:
+        raise ConfigError(problems, MODEL)
+    return tuple(params.value("thresholds") or ()) if num_classes else ()

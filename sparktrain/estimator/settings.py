@@ -120,6 +120,14 @@ def _by_param(text: str) -> str:
     )
 
 
+def threshold_problems(params: TorchParams, num_classes: int = 0) -> Iterator[str]:
+    """What is wrong with `thresholds`; 0 where the number of classes is not known yet, or there are none."""
+    given = params.value("thresholds") if params.hasParam("thresholds") else None
+    if given and (num_classes not in (0, len(given)) or min(given) < 0 or sum(t == 0 for t in given) > 1):
+        how_many = f"{num_classes} numbers" if num_classes else "numbers"
+        yield f"thresholds: {given} given; give {how_many} above 0, of which one may be 0"
+
+
 def _problems(params: TorchParams) -> list[str]:
     found = [*handling_problems(params)]
     if params.value("patience") < 0:
@@ -128,10 +136,7 @@ def _problems(params: TorchParams) -> list[str]:
         found.append(f"validationFraction: {params.value('validationFraction')} given; it is between 0 and 1")
     if not params.value("labelCol"):
         found.append("labelCol: it is empty; name the column to predict")
-    thresholds = params.value("thresholds") if params.hasParam("thresholds") else None
-    if thresholds and (min(thresholds) < 0 or thresholds.count(0) > 1):
-        found.append(f"thresholds: {thresholds} given; they are numbers above 0, of which one may be 0")
-    return [*found, *_network_problems(params)]
+    return [*found, *threshold_problems(params), *_network_problems(params)]
 
 
 def _network_problems(params: TorchParams) -> Iterator[str]:

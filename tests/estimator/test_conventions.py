@@ -212,6 +212,8 @@ def test_thresholds_decide_which_class_is_predicted(classifier: Case) -> None:
     assert {row["prediction"] for row in rows if row["probability"][0] > 0.002} == {0.0}
     with pytest.raises(Exception, match=r"(?i)threshold"):
         model.transform(classifier.df, {model.thresholds: [0.1, 0.2, 0.7]}).collect()
+    with pytest.raises(Exception, match=r"(?i)threshold"):  # before a model is trained that can't be used
+        classifier.estimator.fit(classifier.df, {classifier.estimator.thresholds: [0.1, 0.2, 0.7]})
 
 
 def test_a_missing_column_is_named(classifier: Case) -> None:

@@ -101,7 +101,7 @@ def test_what_no_network_can_be_of_is_told_before_any_row_is_read(spark: SparkSe
         "hiddenLayers: [8, 0] given; each layer has 1 or more, and [] is a linear model",
         "embeddingSize: 0 given; it is 1 or more",
         "dropout: 1.0 given; it is at least 0 and below 1",
-        "thresholds: [0.5, -1.0] given; they are numbers above 0",
+        "thresholds: [0.5, -1.0] given; give numbers above 0",
     ):
         assert told in text
     with pytest.raises(ConfigError, match="taskArguments: no task is given; set task"):
