@@ -138,6 +138,10 @@ def test_a_source_is_told_by_its_name_or_by_what_lies_there(tmp_path: Path) -> N
     (tmp_path / "year=2023" / "rows.csv").write_text("a\n1\n")
     several = str(tmp_path / "year=*")
     assert Source.of(several) == Source("csv", several)
+    (tmp_path / "spans.csv").write_text('a,b\n1,"two\nlines"\n2,x\n')
+    (tmp_path / "never_closed.csv").write_text('a,b\n1,"two\nlines\n2,x\n')
+    assert Source.of(str(tmp_path / "spans.csv")).multiline
+    assert not Source.of(str(tmp_path / "never_closed.csv")).multiline
     assert Source.of("sales.orders") == Source("table", "sales.orders")
     assert Source.of("s3://bucket/orders.csv").kind == "csv"
     assert Source.of("s3://bucket/orders").kind == "parquet"

@@ -129,6 +129,8 @@ def prepare_rows(params: TorchParams, df: DataFrame, goal: Goal, root: Path) -> 
         ConfigError: Params that are out of range.
     """
     settings = settings_of(params, df.sparkSession, root)
+    if params.value("task"):
+        _own_task(params)  # what can't be imported is told before rows are prepared
     features_col, label = params.value("featuresCol"), params.value("labelCol")
     _check_columns(params, df, label, goal)
     inputs = inputs_of(params, features_col, df.schema)
@@ -321,16 +323,21 @@ def train_model(
     return fitted, summary
 
 
+def _own_task(params: TorchParams) -> TrainTask:
+    package = params.value("task")
+    try:
+        with IMPORTING:
+            module = importlib.import_module(f"{package}.model")
+        task: TrainTask = module.Task(**params.value("taskArguments"))
+    except Exception as error:
+        raise PipelineFailed(f"{package}.model.Task", error, "", 2) from error
+    return task
+
+
 def task_of(params: TorchParams, prepared: Prepared) -> TrainTask:
     """Make the Task: the user's own, or ours in the size that Params say."""
-    if package := params.value("task"):
-        try:
-            with IMPORTING:
-                module = importlib.import_module(f"{package}.model")
-            task: TrainTask = module.Task(**params.value("taskArguments"))
-        except Exception as error:
-            raise PipelineFailed(f"{package}.model.Task", error, "", 2) from error
-        return task
+    if params.value("task"):
+        return _own_task(params)
     scaling = {}
     if params.value("standardization"):
         for name, spread in prepared.look.vectors.items():

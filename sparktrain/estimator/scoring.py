@@ -71,7 +71,8 @@ def check_outputs(names: dict[str, str], df: DataFrame) -> None:
     Raises:
         SchemaMismatch
     """
-    if taken := [f"{name} ({kind}Col)" for kind, name in names.items() if name in df.columns]:
+    there = {name.lower() for name in df.columns}  # Spark tells no capitals apart
+    if taken := [f"{name} ({kind}Col)" for kind, name in names.items() if name.lower() in there]:
         way_out = "drop or rename it, or give the output another name; an empty one leaves it out"
         raise SchemaMismatch("the DataFrame", unexpected=taken, way_out=way_out)
 

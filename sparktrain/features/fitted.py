@@ -155,7 +155,8 @@ class FittedFeatures(Declared):
             if name in there and not is_readable(there[name], wanted)
         }
         if missing or retyped:
-            raise SchemaMismatch("the rows to transform", missing=missing, retyped=retyped)
+            way_out = "give the columns that the training read, with their names and types"
+            raise SchemaMismatch("the rows to transform", missing=missing, retyped=retyped, way_out=way_out)
 
     def transform(self, rows: pa.RecordBatch | pa.Table) -> Arrays:
         """Turn raw rows into what the model takes: arrays of shape [rows, *output.shape] by output.

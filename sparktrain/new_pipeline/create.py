@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import keyword
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,8 @@ def init_pipeline(
         spark: session to use; the DataFrame's own, or the active one.
 
     Raises:
-        ConfigError: a name that can't be one. PipelineExists: files are there already.
+        ConfigError: a name that can't be one, a folder that can't be written to.
+        PipelineExists: files are there already.
         SourceMissing, SourceUnreadable: no rows to read.
         TargetUnusable, FeaturesInvalid: nothing can be learnt of these columns.
     """
@@ -115,7 +117,8 @@ def check_new(name: str, into: Path, *more: Path | None) -> None:
     """Refuse what can be refused before Spark is started.
 
     Raises:
-        ConfigError: a name that can't be one. PipelineExists: files are there already.
+        ConfigError: a name that can't be one, a folder that can't be written to.
+        PipelineExists: files are there already.
     """
     if not re.fullmatch(r"(?!__)[a-z_][a-z0-9_]*", name) or keyword.iskeyword(name):
         problem = f"{name!r} can't name a pipeline: give small letters, digits and _, such as house_prices"
@@ -123,6 +126,22 @@ def check_new(name: str, into: Path, *more: Path | None) -> None:
     wanted = [into / "pipelines" / name, *(into / file for file in _files(name)), *(p for p in more if p)]
     if taken := [str(path) for path in wanted if path.exists()]:
         raise PipelineExists(taken)
+    _check_writable(into)
+
+
+def _check_writable(into: Path) -> None:
+    """Try the nearest folder that is there: nothing is left behind."""
+    there = next(folder for folder in (into.absolute(), *into.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        raise _unwritable(into, error) from None
+
+
+def _unwritable(into: Path, error: OSError) -> ConfigError:
+    problem = f"nothing can be written to {into} ({error.strerror or error}): give a folder that is yours"
+    return ConfigError([problem], "--into")
 
 
 def _files(name: str) -> tuple[str, str]:
@@ -176,7 +195,7 @@ def _readable(frame: DataFrame) -> DataFrame:
 def _uncastable(guess: Guess, column: str) -> str | None:
     """What is to be said of the text in a column that is mostly numbers or times."""
     seen = guess.columns[column]
-    is_number = guess.casts[column] == "double"
+    is_number = guess.casts[column] != "timestamp"
     junk = seen.count - (seen.numeric_texts if is_number else seen.time_texts)
     if seen.kind != "string" or not junk:
         return None
@@ -197,10 +216,13 @@ def write_files(rows: Rows, name: str, guess: Guess, into: Path) -> Created:
     }
     wanted = {into / "pipelines" / "__init__.py": "", into / ".gitignore": _GIT_IGNORED}
     texts |= {path: text for path, text in wanted.items() if not path.exists()}
-    for path, text in texts.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:  # never over what came in the meantime
-            file.write(text)
+    try:
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("x", encoding="utf-8") as file:  # never over what came in the meantime
+                file.write(text)
+    except OSError as error:
+        raise _unwritable(into, error) from None
     return Created(name, into, tuple(texts), guess)
 
 

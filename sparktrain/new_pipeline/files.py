@@ -67,7 +67,7 @@ def data_file(
         "",
         *_left_out(guess.left_out),
         "",
-        *_read(source, schema, renamed, casts),
+        *_read(source, schema, renamed, casts, guess.target.source),
     ]
     return "\n".join(lines) + "\n"
 
@@ -92,31 +92,41 @@ def _left_out(left_out: Mapping[str, str]) -> Iterator[str]:
 
 
 def _read(
-    source: Source, schema: str | None, renamed: Mapping[str, str], casts: Mapping[str, str]
+    source: Source, schema: str | None, renamed: Mapping[str, str], casts: Mapping[str, str], target: str
 ) -> Iterator[str]:
+    """The function that reads; of rows to be scored, which have no target, too."""
     what = "table" if source.kind == "table" else "path"
-    call = {
-        "parquet": "read_parquet(spark, path)",
-        "table": "spark.table(table)",
-        "csv": "read_csv(spark, path, SCHEMA)",
-        "json": "read_json(spark, path, SCHEMA)",
-    }[source.kind]
+    original = next((old for old, new in renamed.items() if new == target), target)
+    of_csv = f", optional=[{literal(original)}]" + (", multiline=True" if source.multiline else "")
+    steps = [
+        {
+            "parquet": "read_parquet(spark, path)",
+            "table": "spark.table(table)",
+            "csv": f"read_csv(spark, path, SCHEMA{of_csv})",
+            "json": "read_json(spark, path, SCHEMA)",
+        }[source.kind]
+    ]
     places = {
         "parquet": "path: a Parquet file, a folder of them or a glob",
         "table": "table: its name",
         "csv": "path: a CSV file, a folder of them or a glob; NA is a missing value",
         "json": "path: a file of JSON lines, a folder of them or a glob",
     }
-    call += ".withColumnsRenamed(RENAMED)" if renamed else ""
-    call = f"cast_columns({call}, CASTS)" if casts else call
+    steps += ["rows.withColumnsRenamed(RENAMED)"] if renamed else []
+    if casts:
+        of_casts = f", optional=[{literal(target)}]" if target in casts else ""
+        steps.append(f"cast_columns(rows, CASTS{of_casts})")
     yield f"def read(spark: SparkSession, workspace: Path, *, {what}: str) -> DataFrame:"
     yield '    """Raw rows; the arguments are `prepare.source` of the configuration.'
+    yield ""
+    yield "    Rows to be scored need no target."
     yield ""
     yield "    Args:"
     yield "        workspace: where unpacked files may be kept."
     yield f"        {places[source.kind]}."
     yield '    """'
-    yield f"    return {call}"
+    yield from (f"    rows = {step}" for step in steps[:-1])
+    yield f"    return {steps[-1]}"
 
 
 def _schema(schema: str | None) -> Iterator[str]:

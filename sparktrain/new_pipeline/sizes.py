@@ -20,7 +20,7 @@ def sizes_for(rows: int, kind: str) -> dict[str, dict[str, Any]]:
     is_small = rows < _FEW_ROWS
     held_out = 0.15 if is_small else 0.1
     train_rows = max(int(rows * (1 - 2 * held_out)), 1)
-    batch = _power_of_two(train_rows / 50, 16, 2048)
+    batch = _power_of_two(train_rows / 50, 16 if train_rows >= 32 else 8, 2048)  # the split may have fewer
     steps = max(train_rows // batch, 1)
     return {
         "prepare": {

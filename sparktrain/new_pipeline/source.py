@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import glob
+import io
+import itertools
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +22,7 @@ from pyspark.sql.types import ArrayType, DataType, StructType
 
 from sparktrain.errors import SourceMissing, SourceUnreadable, first_line
 from sparktrain.features import MALFORMED_COLUMN, UNCASTABLE_COLUMN
+from sparktrain.preparation.analysis import quoted
 from sparktrain.preparation.source import read_csv, read_json, read_parquet, visible_files
 
 SourceKind = Literal["parquet", "csv", "json", "table"]
@@ -33,10 +38,12 @@ class Source:
 
     Attributes:
         place: absolute path of a file or folder, or a glob of them; a URI; a table's name.
+        multiline: a CSV file in which a row spans lines was seen.
     """
 
     kind: SourceKind
     place: str
+    multiline: bool = False
 
     @classmethod
     def of(cls, given: str) -> Source:
@@ -58,10 +65,10 @@ class Source:
         if not files:
             way_out = "give a folder that holds Parquet, CSV or JSON files"
             raise SourceUnreadable(given, "the folder holds no file", way_out)
-        found = cls(_kind_of(files[0].name), str(path.resolve()))
-        if found.kind == "parquet":
+        kind, place = _kind_of(files[0].name), str(path.resolve())
+        if kind == "parquet":
             _check_parquet(files[0])
-        return found
+        return cls(kind, place, kind == "csv" and any(map(_spans_lines, files[:_FILES_LOOKED_AT])))
 
     def read(self, spark: SparkSession) -> tuple[DataFrame, str | None]:
         """Read the rows; returns the schema as DDL, too, where it was inferred and is to be written down.
@@ -77,23 +84,55 @@ class Source:
             reader = spark.read.option("header", True).option("inferSchema", True)
             reader = reader.option("nullValue", "NA").option("escape", '"')
             is_csv = self.kind == "csv"
+            reader = reader.option("multiLine", self.multiline)
             inferred = reader.csv(self.place) if is_csv else spark.read.json(self.place)
             fields = [f for f in inferred.schema.fields if is_csv or f.name != _UNREADABLE_LINES]
             if not is_csv:
                 _check_lines(spark, self.place, bool(fields))
-            ddl = ", ".join(f"{_quoted(f.name)} {_ddl_type(f.dataType)}" for f in fields)
+            ddl = ", ".join(f"{quoted(f.name)} {_ddl_type(f.dataType)}" for f in fields)
             if not fields:
                 raise SourceUnreadable(self.place, "no column was found", "give files that hold rows")
-            rows = read_csv if self.kind == "csv" else read_json
-            return rows(spark, self.place, ddl), ddl
+            if is_csv:
+                _check_separator(self.place, [field.name for field in fields])
+                return read_csv(spark, self.place, ddl, multiline=self.multiline), ddl
+            return read_json(spark, self.place, ddl), ddl
         except AnalysisException as error:
             way_out = _NO_TABLE if self.kind == "table" else "correct the file, or give a Parquet file"
             raise SourceUnreadable(self.place, first_line(error), way_out) from None
 
 
+_FILES_LOOKED_AT, _LINES_LOOKED_AT = 4, 100_000
 _UNREADABLE_LINES = "_corrupt_record"  # as Spark calls what it can't read while it infers
 _NO_TABLE = "give a file; or a table that this Spark knows, as one of a platform or of spark-submit does"
 HIDDEN_COLUMNS = (MALFORMED_COLUMN, UNCASTABLE_COLUMN)
+
+
+def _spans_lines(file: Path) -> bool:
+    """Whether a row near the start of a CSV file has a line break within quotes, and is whole with it."""
+    try:
+        with (
+            pa.input_stream(str(file), compression="detect") as raw,
+            io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="") as text,
+        ):
+            rows = csv.reader(itertools.islice(text, _LINES_LOOKED_AT), strict=True)
+            width = len(next(rows, []))
+            line = rows.line_num
+            for row in rows:
+                if rows.line_num > line + 1 and len(row) == width:
+                    return True
+                line = rows.line_num
+    except (OSError, csv.Error):  # Spark will say what is wrong; or a quote that is never closed
+        pass
+    return False
+
+
+def _check_separator(place: str, names: Sequence[str]) -> None:
+    """Refuse what is separated by something else: all would be one column."""
+    found = [mark for mark in ";\t|" if len(names) == 1 and mark in names[0]]
+    if found:
+        problem = f"its header is one column, {names[0]!r}, separated by {found[0]!r}"
+        way_out = f"write it with commas: pandas.read_csv(..., sep={found[0]!r}).to_csv(..., index=False)"
+        raise SourceUnreadable(place, problem, way_out)
 
 
 def _check_lines(spark: SparkSession, place: str, has_columns: bool) -> None:
@@ -111,15 +150,11 @@ def _check_lines(spark: SparkSession, place: str, has_columns: bool) -> None:
 def _ddl_type(given: DataType) -> str:
     """A type as DDL, whatever the names in it; simpleString quotes none, and cuts long ones short."""
     if isinstance(given, StructType):
-        inner = (f"{_quoted(field.name)}: {_ddl_type(field.dataType)}" for field in given.fields)
+        inner = (f"{quoted(field.name)}: {_ddl_type(field.dataType)}" for field in given.fields)
         return f"struct<{', '.join(inner)}>"
     if isinstance(given, ArrayType):
         return f"array<{_ddl_type(given.elementType)}>"
     return given.simpleString()
-
-
-def _quoted(name: str) -> str:
-    return "`" + name.replace("`", "``") + "`"
 
 
 def _kind_of(name: str) -> SourceKind:

@@ -34,6 +34,11 @@ def spark_settings(spark: SparkSession, wanted: Mapping[str, str]) -> Iterator[N
             spark.conf.set(name, value)
 
 
+def quoted(name: str) -> str:
+    """A column's name as SQL, whatever it holds."""
+    return "`" + name.replace("`", "``") + "`"
+
+
 def resolve(df: DataFrame, column: Column | str) -> tuple[DataType | None, str]:
     """The type that an expression, or its SQL, has beside all columns of `df`; or None, and what is wrong.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -16,7 +16,7 @@ UNCASTABLE_RULE = "uncastable_"
 _INFINITE_TEXT = r"(?i)^\s*[+-]?inf(inity)?\s*$"
 
 
-def cast_columns(df: DataFrame, types: Mapping[str, str]) -> DataFrame:
+def cast_columns(df: DataFrame, types: Mapping[str, str], *, optional: Collection[str] = ()) -> DataFrame:
     """Cast columns, the same way in ANSI mode and without.
 
     A value that is there and can't be cast becomes null, and its text stays in `_uncastable`, a struct with a
@@ -26,11 +26,13 @@ def cast_columns(df: DataFrame, types: Mapping[str, str]) -> DataFrame:
 
     Args:
         types: SQL type by column, such as {"amount": "double", "day": "date"}.
+        optional: columns of `types` that `df` may lack, such as the target in rows to be scored.
 
     Raises:
         CastsInvalid: no such column, no such type, or one that this column can't have; names every one.
     """
     given = {field.name: field.dataType for field in df.schema.fields}
+    types = {name: kind for name, kind in types.items() if name in given or name not in optional}
     resolved = {name: _resolved(df, given, name, kind) for name, kind in types.items()}
     if problems := [fault for _, fault in resolved.values() if fault]:
         raise CastsInvalid(problems, df.columns)

@@ -32,10 +32,12 @@ class Seen:
         pairs: different pairs of a value and the target's.
         same: rows whose value is the target's.
         low, high: of numbers, finite ones; of times, seconds since 1970; of arrays, sizes.
-        mean, deviation: of finite numbers.
+        largest: of arrays of numbers, the largest number of any, without its sign.
+        mean, deviation: of finite numbers, or of booleans as 0 and 1.
         whole: of numbers: all are whole.
         mean_length: of texts, in characters.
         numeric_texts, time_texts: texts that are a number, or a timestamp.
+        whole_texts, padded_texts: texts that are a whole number; numbers with zeros in front, as codes have.
         has_hours: of timestamps: not all of them are midnights in UTC.
         correlation: with the target, where both are numbers.
         separates: numbers of one class of a 0/1 target are all below those of the other.
@@ -51,12 +53,15 @@ class Seen:
     same: int = 0
     low: float | None = None
     high: float | None = None
+    largest: float | None = None
     mean: float | None = None
     deviation: float | None = None
     whole: bool = False
     mean_length: float = 0.0
     numeric_texts: int = 0
     time_texts: int = 0
+    whole_texts: int = 0
+    padded_texts: int = 0
     has_hours: bool = False
     correlation: float | None = None
     separates: bool = False
@@ -132,12 +137,23 @@ def _asked(number: int, given: DataType, target: DataType) -> dict[str, Column]:
         asked["mean_length"] = F.avg(F.length(column))
         for key, read_as in (("numeric_texts", "double"), ("time_texts", "timestamp")):
             asked[key] = F.count(F.expr(f"try_cast(trim({name}) AS {read_as})"))
+        for key, pattern in (
+            ("whole_texts", r"^\s*[+-]?\d{1,18}\s*$"),
+            ("padded_texts", r"^\s*[+-]?0\d+\s*$"),
+        ):
+            asked[key] = F.count(F.when(column.rlike(pattern), 1))
+    elif kind == "boolean":
+        asked["mean"] = F.avg(column.cast("int"))
     elif kind in _TIMES:
         seconds = F.unix_timestamp(column.cast("timestamp")).cast("double")
         asked |= {"low": F.min(seconds), "high": F.max(seconds)}
         asked["has_hours"] = F.count(F.when(seconds % 86400 != 0, 1))
     elif isinstance(given, ArrayType):
-        asked |= {"low": F.min(F.size(column)), "high": F.max(F.size(column))}
+        size = F.when(column.isNotNull(), F.size(column))  # -1 of a null, where ANSI mode is off
+        asked |= {"low": F.min(size), "high": F.max(size)}
+        if kind in ("doubles", "longs"):
+            numbers = F.filter(column, lambda x: F.abs(x.cast("double")) < F.lit(float("inf")))
+            asked["largest"] = F.max(F.array_max(F.transform(numbers, lambda x: F.abs(x.cast("double")))))
     return asked
 
 
@@ -182,12 +198,15 @@ def _seen(name: str, given: DataType, rows: int, facts: dict[str, float | None])
         same=number("same"),
         low=facts.get("low"),
         high=facts.get("high"),
+        largest=facts.get("largest"),
         mean=facts.get("mean"),
         deviation=facts.get("deviation"),
         whole="fractions" in facts and not facts["fractions"],
         mean_length=facts.get("mean_length") or 0.0,
         numeric_texts=number("numeric_texts"),
         time_texts=number("time_texts"),
+        whole_texts=number("whole_texts"),
+        padded_texts=number("padded_texts"),
         has_hours=bool(facts.get("has_hours")),
         correlation=facts.get("correlation"),
         separates=separates,

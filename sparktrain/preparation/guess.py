@@ -31,8 +31,10 @@ MAX_GUESSED_CLASSES = 20  # of whole numbers; more are taken as an amount
 _MIN_ROWS_PER_VALUE = 5  # below, a category has too few rows to learn anything of it
 _MAX_SMALL_VOCABULARY = 20  # which a category may always have
 _RARE_FROM = 1000  # vocabularies beyond leave values out that are seen less than five times
+_FEWEST_OF_A_CLASS = 20  # of whom a split of a tenth may well have none
 _LONG_TEXT = 50  # characters, on average
 _MOSTLY = 0.95  # of the values
+_LARGE = 30.0  # numbers beyond drown those that were normalized
 _SURELY = 0.9999  # a correlation
 _DAY = 86400.0
 _NAMELESS = re.compile(r"_c\d+|Unnamed: \d+")  # as Spark and pandas call a column without a name
@@ -91,13 +93,15 @@ def guess_features(df: DataFrame, target: str, *, exclude: Collection[str] = ())
 
 
 def _guess(looked: Glance, target: str) -> Guess:
-    declared, of_target = _target(looked.columns[target], looked.rows)
+    text_target = _cast_of_target(looked.columns[target])
+    declared, of_target = _target(looked.columns[target], looked.rows, is_cast=text_target is not None)
     names = _names(looked.columns)
     declared = declared.model_copy(update={"name": names[target], "column": _column(names, target)})
     features: list[Feature] = []
     left_out: dict[str, str] = {}
     warnings: dict[str, str] = {}
     casts = {target: "int"} if _is_whole_float_of_classes(looked.columns[target]) else {}
+    casts |= {target: text_target} if text_target else {}
     taken = set(output_names(declared))
     for name, seen in looked.columns.items():
         if name == target:
@@ -116,8 +120,9 @@ def _guess(looked: Glance, target: str) -> Guess:
             continue
         taken |= set(output_names(found))
         features.append(found)
-        if warning := _warning(seen, looked.columns[target], declared):
-            warnings[name] = warning
+        said = _warning(seen, looked.columns[target], declared), _unscaled(seen)
+        if told := [warning for warning in said if warning]:
+            warnings[name] = "; ".join(told)
     if not features and not casts.keys() - {target}:
         raise FeaturesInvalid([f"`{name}` is left out: {why}" for name, why in left_out.items()] or ["none"])
     notes = [
@@ -132,8 +137,19 @@ def _guess(looked: Glance, target: str) -> Guess:
 # --- the target -------------------------------------------------------------------------------------------
 
 
-def _target(seen: Seen, rows: int) -> tuple[Target, list[str]]:
-    """The target as its values suggest, and what is to be said of it."""
+def _cast_of_target(seen: Seen) -> str | None:
+    """The type that a target should have which is text, but numbers."""
+    if _cast(seen) != "double":
+        return None
+    return "bigint" if seen.whole_texts == seen.numeric_texts else "double"
+
+
+def _target(seen: Seen, rows: int, *, is_cast: bool = False) -> tuple[Target, list[str]]:
+    """The target as its values suggest, and what is to be said of it.
+
+    Args:
+        is_cast: it is text that will be numbers when it is looked at again.
+    """
     if seen.kind not in ("boolean", "string", "long", "double"):
         raise TargetUnusable(seen.column, f"it is {seen.type}", "give a boolean, a number or text")
     if seen.distinct < 2:
@@ -146,7 +162,11 @@ def _target(seen: Seen, rows: int) -> tuple[Target, list[str]]:
         )
     is_number = seen.kind in ("long", "double")
     if seen.kind == "boolean" or (is_number and seen.distinct == 2 and (seen.low, seen.high) == (0, 1)):
+        if seen.mean is not None and (note := _rarity(seen, seen.mean)):
+            notes.append(note)
         return Target(name=seen.column, kind="binary"), notes
+    if is_cast:
+        return Target(name=seen.column, kind="regression"), notes
     if seen.kind == "string":
         if seen.distinct > max(_MAX_SMALL_VOCABULARY, seen.rows / 2):
             what = f"it is text of some {seen.distinct:,} values in {seen.rows:,} rows"
@@ -166,6 +186,17 @@ def _target(seen: Seen, rows: int) -> tuple[Target, list[str]]:
             'kind="multiclass" if they are classes'
         )
     return Target(name=seen.column, kind="regression"), notes
+
+
+def _rarity(seen: Seen, mean: float) -> str | None:
+    rarer = round(min(mean, 1 - mean) * seen.rows)
+    if rarer >= _FEWEST_OF_A_CLASS:
+        return None
+    what = "true, or 1" if mean <= 0.5 else "false, or 0"
+    return (
+        f"`{seen.column}`, the target, is {what}, in only {rarer:,} of {seen.rows:,} rows: a split may have "
+        "none of them, and figures such as the area under the curve mean little"
+    )
 
 
 def _has_few_values(seen: Seen) -> bool:
@@ -215,6 +246,16 @@ def _of_arrays(seen: Seen, name: str) -> _Found:
     return Vector(name=name, shape=(int(seen.low),))
 
 
+def _unscaled(seen: Seen) -> str | None:
+    """What is to be said of an array whose numbers a network can't take as they are."""
+    if seen.kind not in ("longs", "doubles") or (seen.largest or 0.0) <= _LARGE:
+        return None
+    return (
+        f"its numbers reach {seen.largest:.3g}, and a Vector is handed on as it is: scale them in read(), "
+        "to about -1 to 1, or the model may learn nothing"
+    )
+
+
 def _of_times(seen: Seen, name: str) -> _Found:
     assert seen.low is not None and seen.high is not None
     days = (seen.high - seen.low) / _DAY
@@ -236,6 +277,12 @@ def _of_texts(seen: Seen, name: str) -> _Found:
     rows_per_value = seen.count / seen.distinct
     if seen.mean_length > _LONG_TEXT and rows_per_value < _MIN_ROWS_PER_VALUE:
         return f"long text, of {seen.mean_length:.0f} characters on average; Tokens would cut it into tokens"
+    is_many = seen.distinct > _MAX_SMALL_VOCABULARY
+    if is_many and seen.numeric_texts > seen.count / 2 and not _is_code_of_digits(seen):
+        share = f"{seen.numeric_texts / seen.count:.0%}"
+        return (
+            f"{share} of its texts are numbers; cast_columns in read() takes these, and loses the other rows"
+        )
     if seen.distinct > _MAX_SMALL_VOCABULARY and rows_per_value < 1 / 0.9:
         return "nearly every row has a value of its own"
     if seen.distinct > _MAX_SMALL_VOCABULARY and rows_per_value < _MIN_ROWS_PER_VALUE:
@@ -246,7 +293,7 @@ def _of_texts(seen: Seen, name: str) -> _Found:
 def _of_numbers(seen: Seen, name: str) -> _Found:
     if seen.low is None or seen.high is None:
         return "it has no finite value"
-    if not seen.whole or seen.kind == "double":
+    if not seen.whole:
         return Numeric(name=name, null_flag=_wants_flag(seen))
     rows_per_value, range_ = seen.count / seen.distinct, seen.high - seen.low + 1
     if rows_per_value < 1.02 and _NAMELESS.fullmatch(seen.column):
@@ -254,7 +301,7 @@ def _of_numbers(seen: Seen, name: str) -> _Found:
     names_rows = rows_per_value < 1.02 and seen.distinct > _MAX_SMALL_VOCABULARY
     if names_rows and (_is_code(seen.column) or range_ <= 1.05 * seen.count):
         return "it numbers the rows"
-    if seen.distinct > 2 and rows_per_value >= _MIN_ROWS_PER_VALUE:
+    if seen.kind == "long" and seen.distinct > 2 and rows_per_value >= _MIN_ROWS_PER_VALUE:
         is_sparse = seen.distinct <= 50 and range_ >= 10 * seen.distinct and rows_per_value >= 20
         if _is_code(seen.column) or is_sparse:
             return _categorical(seen, name)
@@ -271,6 +318,11 @@ def _is_code(column: str) -> bool:
     return bool(words) and words[-1].lower() in _CODE_WORDS
 
 
+def _is_code_of_digits(seen: Seen) -> bool:
+    """Whether text that is numbers names something, as 01067 does a place."""
+    return _is_code(seen.column) or seen.padded_texts > (1 - _MOSTLY) * seen.count
+
+
 def _wants_flag(seen: Seen) -> bool:
     """Whether it can be learnt what a value's being missing tells: of a hundredth of the rows."""
     return seen.nulls_fraction >= 0.01
@@ -279,6 +331,8 @@ def _wants_flag(seen: Seen) -> bool:
 def _cast(seen: Seen) -> str | None:
     """The type that a column of text should have."""
     if seen.kind != "string" or seen.distinct < 2:
+        return None
+    if _is_code_of_digits(seen):
         return None
     if seen.numeric_texts >= _MOSTLY * seen.count:
         return "double"

@@ -29,6 +29,7 @@ from pyspark.sql.types import (
 )
 
 from sparktrain.errors import CellsUnreadable, NameUnknown, SourceMissing
+from sparktrain.preparation.analysis import quoted
 
 # numpy's dtype -> Spark's type, and the Arrow type that Spark takes for it: it has no unsigned numbers
 _TYPES: Mapping[str, tuple[DataType, pa.DataType]] = {
@@ -110,7 +111,7 @@ def read_petastorm(spark: SparkSession, path: str, columns: Sequence[str] | None
 
 
 def _column(name: str) -> Column:
-    return F.col("`" + name.replace("`", "``") + "`")
+    return F.col(quoted(name))
 
 
 def _first_cell(frame: DataFrame, name: str) -> Cell | None:

@@ -9,7 +9,7 @@ import csv
 import glob
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,11 +21,17 @@ from pyspark.sql.types import StringType, StructField, StructType
 
 from sparktrain.errors import ColumnsReordered, SchemaMismatch, SourceMissing, SourceUnreadable, first_line
 from sparktrain.features import MALFORMED_COLUMN
-from sparktrain.preparation.analysis import spark_settings
+from sparktrain.preparation.analysis import quoted, spark_settings
 
 
 def read_csv(
-    spark: SparkSession, path: str | Path, schema: str, null_value: str = "NA", *, multiline: bool = False
+    spark: SparkSession,
+    path: str | Path,
+    schema: str,
+    null_value: str = "NA",
+    *,
+    multiline: bool = False,
+    optional: Collection[str] = (),
 ) -> DataFrame:
     """Read CSV files with a header into typed columns plus `_malformed_row`.
 
@@ -40,6 +46,8 @@ def read_csv(
         null_value: how the files write a missing value.
         multiline: a row may span lines within quotes. Each file is read by one Spark task then, and a quote
             that is never closed takes the rest of its file into one malformed row.
+        optional: columns of `schema` that all files together may lack, such as the target in rows to be
+            scored; the result lacks them, too.
 
     Raises:
         SourceMissing: no file there.
@@ -47,8 +55,11 @@ def read_csv(
         SourceUnreadable: a file's header has a name twice, and `schema` has Spark's names for it.
     """
     declared = _declared(spark, schema)
-    for file in _files(path):
-        _check_header(file, declared.fieldNames(), null_value)
+    headers = {file: _header(file, declared.fieldNames(), null_value) for file in _files(path)}
+    absent = [name for name in optional if not any(name in header for header in headers.values())]
+    declared = StructType([field for field in declared.fields if field.name not in absent])
+    for file, header in headers.items():
+        _check_header(file, header, declared.fieldNames())
     read = (
         spark.read.schema(StructType([*declared.fields, StructField(MALFORMED_COLUMN, StringType())]))
         .option("header", True)
@@ -157,7 +168,7 @@ def _needing_all_fields(read: DataFrame, names: Sequence[str]) -> Column:
     Spark parses only the fields that a query needs, so that it would call the same row malformed in one query
     and sound in another.
     """
-    fields = F.xxhash64(*[F.col(f"`{name}`") for name in names]).cast("string")
+    fields = F.xxhash64(*[F.col(quoted(name)) for name in names]).cast("string")
     return F.concat(read[MALFORMED_COLUMN], F.substring(fields, 1, 0))
 
 
@@ -171,7 +182,8 @@ def _files(path: str | Path, kind: str = "CSV") -> list[str]:
     return found
 
 
-def _check_header(file: str, expected: Sequence[str], null_value: str) -> None:
+def _header(file: str, declared: Sequence[str], null_value: str) -> list[str]:
+    """The names of a file's columns, as Spark calls them."""
     with (
         pa.input_stream(file, compression="detect") as raw,
         io.TextIOWrapper(
@@ -179,9 +191,11 @@ def _check_header(file: str, expected: Sequence[str], null_value: str) -> None:
         ) as text,  # as Spark reads it
     ):
         given = next(csv.reader(text), [])
-    # as Spark calls what has no name
-    nameless = {"", null_value} - set(expected)
-    header = [f"_c{number}" if name in nameless else name for number, name in enumerate(given)]
+    nameless = {"", null_value} - set(declared)
+    return [f"_c{number}" if name in nameless else name for number, name in enumerate(given)]
+
+
+def _check_header(file: str, header: list[str], expected: Sequence[str]) -> None:
     missing = [name for name in expected if name not in header]
     counts = Counter(name.lower() for name in header)
     doubled = {f"{name}{number}": name for number, name in enumerate(header) if counts[name.lower()] > 1}

@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 import yaml
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 import sparktrain
 from sparktrain.config import PrepareConfig, parse_config
@@ -67,6 +68,51 @@ def test_a_dataframe_with_names_of_any_kind_becomes_a_pipeline(spark: SparkSessi
     assert dataset.manifest.rows_kept == 290 and dataset.manifest.quarantined == {"target_missing": 10}
     with pytest.raises(PipelineExists, match="odd"):
         sparktrain.init_pipeline(df, "odd", "class", into=tmp_path)
+
+
+def scored_rows(created: Created, spark: SparkSession, place: Path) -> DataFrame:
+    """Rows as the pipeline reads them for scoring."""
+    return data_of(created).read(spark, place.parent, path=str(place))
+
+
+def test_rows_to_be_scored_need_no_target(spark: SparkSession, tmp_path: Path) -> None:
+    df = spark.range(300).selectExpr("id % 7 / 2 AS x", "'n' || id % 3 AS kind", "id % 2 AS y")
+    for kind in ("csv", "json"):
+        df.coalesce(1).write.option("header", True).format(kind).save(str(tmp_path / f"rows.{kind}"))
+        created = sparktrain.init_pipeline(
+            tmp_path / f"rows.{kind}", f"of_{kind}", "y", into=tmp_path, spark=spark
+        )
+        new = tmp_path / f"new.{kind}"
+        df.limit(5).drop("y").coalesce(1).write.option("header", True).format(kind).save(str(new))
+        read = scored_rows(created, spark, new)
+        assert read.where("x IS NOT NULL AND kind IS NOT NULL AND _malformed_row IS NULL").count() == 5
+    with_text = df.withColumn("y", F.col("y").cast("string"))
+    created = sparktrain.init_pipeline(with_text, "of_text", "y", into=tmp_path)
+    df.limit(5).drop("y").write.parquet(str(tmp_path / "new.parquet"))
+    assert data_of(created).CASTS == {"y": "bigint"} and Target("y") == data_of(created).TARGET
+    assert scored_rows(created, spark, tmp_path / "new.parquet").count() == 5
+
+
+def test_a_csv_whose_rows_span_lines_is_read_by_its_rows(spark: SparkSession, tmp_path: Path) -> None:
+    rows = [f'"{number}","two\nlines",{number % 5}.5,{number % 2}' for number in range(200)]
+    (tmp_path / "rows.csv").write_text("\n".join(["a`b,text,x,y", *rows]))
+    created = sparktrain.init_pipeline(tmp_path / "rows.csv", "lines", "y", into=tmp_path, spark=spark)
+    assert created.guess.rows == 200 and created.guess.left_out["text"] == "it has the same value in all rows"
+    dataset = prepared(created, spark, tmp_path / "out")
+    assert dataset.manifest.rows_kept == 200 and not dataset.manifest.quarantined
+
+    (tmp_path / "semicolons.csv").write_text("a;y\n1;2\n")
+    with pytest.raises(SourceUnreadable, match=r"one column, 'a;y', separated by ';'"):
+        sparktrain.init_pipeline(tmp_path / "semicolons.csv", "no", "y", into=tmp_path, spark=spark)
+
+
+def test_what_few_rows_can_be_learnt_from_is_learnt(spark: SparkSession, tmp_path: Path) -> None:
+    df = spark.range(20).selectExpr("id % 7 / 2 AS x", "id % 4 = 0 AS y")
+    created = sparktrain.init_pipeline(df, "few", "y", into=tmp_path)
+    assert any("true, or 1, in only 5 of 20 rows" in note for note in created.guess.notes)
+    tree = yaml.safe_load((created.into / created.config).read_text())
+    dataset = prepared(created, spark, tmp_path / "out")
+    assert dataset.num_rows("train") >= parse_config(tree, has_package=False).train.global_batch_size
 
 
 def test_what_can_t_be_cast_is_told_as_what_happens_to_it(spark: SparkSession, tmp_path: Path) -> None:

@@ -119,6 +119,57 @@ def test_text_that_was_cast_becomes_a_number_and_a_time(spark: SparkSession) -> 
     assert [feature.kind for feature in found.features] == ["numeric", "timestamp"]
 
 
+def test_text_of_digits_is_a_number_or_a_code(spark: SparkSession) -> None:
+    df = spark.range(600).selectExpr(
+        "LPAD(id % 50, 5, '0') AS place",
+        "CAST(id % 50 AS STRING) AS zip",
+        "LPAD(id, 6, '0') AS serial",
+        "CAST(id AS STRING) AS row",
+        "IF(id % 10 = 0, 'n/a', CAST(id * 7 % 599 AS STRING)) AS partly",
+        "IF(id % 40 = 0, '-', CAST(id * 7 % 301 / 4 AS STRING)) AS mostly",
+        "CAST(id % 3 = 0 AS INT) AS y",
+    )
+    found = guess_features(df, "y")
+    assert found.casts == {"row": "double", "mostly": "double"}
+    assert found.features == [Categorical("place"), Categorical("zip")]
+    assert found.left_out["serial"] == "nearly every row has a value of its own"
+    assert found.left_out["partly"].startswith("90% of its texts are numbers")
+    cast = cast_columns(df, found.casts).drop("_uncastable")
+    again = guess_features(cast, "y")
+    assert again.left_out["row"] == "it numbers the rows"
+    assert Numeric("mostly", null_flag=True) in again.features
+
+
+@pytest.mark.parametrize(
+    ("target", "cast", "kind"),
+    [
+        ("CAST(id % 2 AS STRING)", "bigint", "binary"),
+        ("CAST(id % 4 AS STRING)", "bigint", "multiclass"),
+        ("CAST(id % 97 / 4 AS STRING)", "double", "regression"),
+        ("'c' || id % 2", None, "multiclass"),
+    ],
+)
+def test_a_target_of_text_that_is_numbers_is_cast(
+    spark: SparkSession, target: str, cast: str, kind: str
+) -> None:
+    df = spark.range(400).selectExpr("id % 7 / 2 AS x", f"{target} AS y")
+    found = guess_features(df, "y")
+    assert found.casts.get("y") == cast
+    if cast is not None:
+        found = guess_features(cast_columns(df, found.casts).drop("_uncastable"), "y")
+    assert found.target == Target("y", kind=kind)
+
+
+def test_what_looks_wrong_with_arrays_and_rare_targets_is_told(spark: SparkSession) -> None:
+    df = spark.range(400).selectExpr(
+        "ARRAY(id % 7 / 2, NULL, 1e7) AS large", "ARRAY(id % 7 / 2, 1D) AS small", "id % 100 = 0 AS y"
+    )
+    found = guess_features(df, "y")
+    assert found.features == [Vector("large", shape=3), Vector("small", shape=2)]
+    assert found.warnings.keys() == {"large"} and "its numbers reach 1e+07" in found.warnings["large"]
+    assert any("is true, or 1, in only 4 of 400 rows" in note for note in found.notes)
+
+
 def test_what_was_guessed_can_be_prepared(spark: SparkSession, tmp_path: Any) -> None:
     df = make(spark, "boolean", late)
     found = guess_features(df, "y")
