@@ -20,6 +20,7 @@ from sparktrain import TorchClassifier, TorchRegressor, score
 from sparktrain.errors import (
     ConfigError,
     LabelUnfit,
+    PipelineFailed,
     RowsInvalid,
     SchemaMismatch,
     SparktrainError,
@@ -188,6 +189,17 @@ def test_a_task_of_ones_own_is_trained_and_travels_with_the_model(plain: DataFra
         estimator.copy({estimator.hiddenLayers: [4]}).fit(plain)
 
 
+def test_a_task_that_can_not_be_made_is_told_before_rows_are_prepared(
+    plain: DataFrame, tmp_path: Path
+) -> None:
+    own = TorchClassifier(inputCols=["size"], handleInvalid="keep", storageRoot=str(tmp_path))
+    with pytest.raises(PipelineFailed, match=r"nowhere"):
+        own.copy({own.task: "nowhere"}).fit(plain)
+    with pytest.raises(PipelineFailed, match=r"deeper"):
+        own.copy({own.task: "pipelines.flight_delays", own.taskArguments: {"deeper": 1}}).fit(plain)
+    assert not (tmp_path / "datasets").exists()
+
+
 def test_labels_that_can_not_be_learnt_are_told_of(plain: DataFrame) -> None:
     few = TorchClassifier(inputCols=["id"])
     with pytest.raises(LabelUnfit, match=r"not a number\. Way out: number the classes with .*StringIndexer"):
@@ -223,8 +235,9 @@ def test_columns_of_another_type_than_their_param_wants_are_refused_with_a_way_o
 def test_an_output_that_is_there_already_is_refused_before_the_training(plain: DataFrame) -> None:
     scored = plain.withColumn("prediction", F.lit(0.0)).withColumn("chance", F.lit(0.0))
     few = TorchClassifier(inputCols=["id"], probabilityCol="chance")
-    with pytest.raises(SchemaMismatch, match=r"`prediction \(predictionCol\)`") as caught:
-        few.fit(scored)
+    for there in (scored, scored.withColumnRenamed("prediction", "Prediction")):  # Spark takes them for one
+        with pytest.raises(SchemaMismatch, match=r"`prediction \(predictionCol\)`") as caught:
+            few.fit(there)
     assert "`chance (probabilityCol)`" in str(caught.value)
     few.copy({few.predictionCol: "", few.probabilityCol: "", few.maxIter: 1}).fit(scored)
 

@@ -192,6 +192,14 @@ def test_what_can_be_refused_at_once_is(
     assert place.listing() == before, "nothing is left behind"
 
 
+def test_a_folder_that_can_t_be_written_to_is_refused_at_once(place: Workplace) -> None:
+    pq.write_table(iris(), place.path / "flowers.parquet")
+    ended = place.run("init", "x", "flowers.parquet", "--target", "species", "--into", "/proc/none", "--json")
+    assert ended.exit_code == 2, ended.stderr
+    assert "nothing can be written to /proc/none" in ended.json["error"] and "a folder" in ended.json["error"]
+    assert "looking at the rows" not in ended.stderr
+
+
 @pytest.mark.spark
 def test_a_target_that_is_not_there_is_told_with_the_columns(place: Workplace) -> None:
     pq.write_table(iris(), place.path / "flowers.parquet")
