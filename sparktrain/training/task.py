@@ -115,6 +115,24 @@ class Callback:
         """Training is over; `metrics` are those of the best checkpoint, "test/<name>" among them."""
 
 
+class AUROC(BinaryAUROC):
+    """The area under the ROC curve; NaN of rows that are all of one class, for which torchmetrics says 0."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]  # as torchmetrics' own has it
+        return super().compute() if _has_both_classes(self.target) else torch.tensor(torch.nan)
+
+
+class AveragePrecision(BinaryAveragePrecision):
+    """The average precision; NaN of rows that are all of one class."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]  # as torchmetrics' own has it
+        return super().compute() if _has_both_classes(self.target) else torch.tensor(torch.nan)
+
+
+def _has_both_classes(target: Tensor | list[Tensor]) -> bool:
+    return len(torch.unique(dim_zero_cat(target))) > 1
+
+
 class BinaryClassification(TrainTask):
     """A model of one logit per row, shape [rows], for a target of 0 and 1: cross entropy, AUROC."""
 
@@ -126,8 +144,8 @@ class BinaryClassification(TrainTask):
 
     def metrics(self) -> dict[str, Metric]:
         return {
-            "auroc": BinaryAUROC(),
-            "average_precision": BinaryAveragePrecision(),
+            "auroc": AUROC(),
+            "average_precision": AveragePrecision(),
             "accuracy": BinaryAccuracy(),
         }
 

@@ -55,6 +55,15 @@ def test_metrics_are_exact_at_any_number_of_ranks(tmp_path: Path, num_ranks: int
     assert_is_exact(run_ranks(num_ranks, evaluate_rank, dataset.path), dataset.path)
 
 
+@pytest.mark.parametrize("value", [0, 1])
+def test_what_rows_of_one_class_do_not_tell_is_not_a_number(value: int) -> None:
+    for name, metric in TinyTask().metrics().items():
+        metric.update(torch.tensor([0.2, 0.7]), torch.tensor([value, value]))
+        assert torch.isnan(metric.compute()) == (name in ("auroc", "average_precision"))
+        metric.update(torch.tensor([0.9]), torch.tensor([1 - value]))
+        assert not torch.isnan(metric.compute())
+
+
 @pytest.mark.ranks
 def test_a_rank_without_any_row_takes_part(tmp_path: Path) -> None:
     dataset = write_tiny_dataset(tmp_path / "tiny", 64, validation_rows=9, num_parts=1)
