@@ -252,6 +252,8 @@ def _check_rows(params: TorchParams, look: Look, label: str, inputs: list[Input]
             f"`{indicator}` is true in all {num_valid:,} rows that can be used, none is left to train on"
         )
         raise ConfigError([f"validationIndicatorCol: {problem}; make it false in some"], ESTIMATOR)
+    if look.num_rows == 0:
+        raise NoRowsLeft(0, {}, "the DataFrame, which is empty")
     if look.num_training == 0:
         raise NoRowsLeft(look.num_rows, {"handleInvalid": look.num_invalid}, "the DataFrame")
     if look.num_unlabelled:
