@@ -189,6 +189,10 @@ def test_runs_are_compared_by_what_differs(make: Making, tmp_path: Path) -> None
     assert told["better"] == {"new": None, "test/loss": first.name, "validation/auroc": second.name}
     text = command(tmp_path, "compare", first.name, second.name).stdout
     assert "★ 0.72" in text and "★ 0.1" in text and "★ 1" not in text
+    elsewhere = make(3, pipeline="houses")
+    told = answer(tmp_path, "compare", first.name, elsewhere.name)
+    assert told["metrics"]["test/loss"] == [0.1, 0.3] and set(told["better"].values()) == {None}
+    assert "★" not in command(tmp_path, "compare", first.name, elsewhere.name).stdout
     ended = command(tmp_path, "compare", first.name)
     assert ended.exit_code == EXIT_CONFIG and "two runs" in ended.stderr
 

@@ -150,7 +150,7 @@ def compare(
     root: Root = OUT,
     as_json: AsJson = False,
 ) -> None:
-    """Compare runs: the settings that differ, and the metrics, the better one marked with a star.
+    """Compare runs: the settings that differ, and the metrics; of one pipeline's runs the better has a star.
 
     Example: sparktrain runs compare flights-20260101-120000-1a2b3c flights-20260102-120000-4d5e6f
     """
@@ -162,7 +162,9 @@ def compare(
         settings, metrics = different_settings(compared), all_metrics(compared)
         names = [record.name for record in compared]
         console.print(_beside("setting", names, settings, {}))
-        best = {key: best_of(key, values) for key, values in metrics.items()}
+        # of other rows, or of another target, a figure says nothing
+        is_one = len({record.pipeline for record in compared}) == 1
+        best = {key: best_of(key, values) if is_one else None for key, values in metrics.items()}
         console.print(_beside("metric", names, metrics, best))
         if as_json:
             better = {key: None if number is None else names[number] for key, number in best.items()}
