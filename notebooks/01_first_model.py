@@ -76,7 +76,7 @@ display(
 
 # MAGIC %md
 # MAGIC ## A pipeline of your own
-# MAGIC `init_pipeline` looks at the rows once and guesses what each column is; in a terminal that is
+# MAGIC `init_pipeline` looks at the rows and guesses what each column is; in a terminal that is
 # MAGIC `sparktrain init tumours data.parquet --target benign`. You get short files to correct.
 
 # COMMAND ----------
