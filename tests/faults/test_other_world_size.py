@@ -68,7 +68,9 @@ def test_ranks_take_equal_steps_however_the_rows_lie(tmp_path: Path, rows: list[
         trained = [row for step in epoch for row in ledger_of(found)[step]]
         assert len(trained) == len(set(trained)) == 32 * steps
         assert set(trained) <= set(range(total))
-    assert all(rank["metrics"] == found[0]["metrics"] for rank in found)
+    # one row to test on has one class: an area under the curve is not a number
+    same = pytest.approx(found[0]["metrics"], rel=0, abs=0, nan_ok=True)
+    assert all(rank["metrics"] == same for rank in found)
 
 
 @pytest.mark.parametrize("rows", [0, [[], []], 31], ids=["no part has a row", "empty parts alone", "too few"])
