@@ -108,15 +108,20 @@ def test_integers_are_accepted_with_and_without_missing_values(
         np.testing.assert_array_equal(pyfunc.predict(frame)["probability"], expected)
 
 
-def test_a_wrong_type_is_refused_and_named(served: ServedModel, pyfunc: mlflow.pyfunc.PyFuncModel) -> None:
-    wrong = RAW.set_column(RAW.schema.get_field_index("distance"), "distance", pa.array(["far"] * 6))
+def test_a_wrong_type_is_refused_where_columns_have_types_and_told_by_row_where_not(
+    served: ServedModel, pyfunc: mlflow.pyfunc.PyFuncModel
+) -> None:
+    far = RAW.set_column(RAW.schema.get_field_index("distance"), "distance", pa.array(["far"] * 6))
     with pytest.raises(SchemaMismatch, match="`distance` is string, expected double"):
-        served.score_arrow(wrong)
-    with pytest.raises(MlflowException, match="`distance` is string, expected double"):
-        pyfunc.predict(wrong.to_pandas())
-    wrong = RAW.set_column(RAW.schema.get_field_index("month"), "month", pa.array(["May"] * 6))
-    with pytest.raises(SchemaMismatch, match="`month` is string, expected long"):
-        pyfunc.predict(wrong.to_pandas())
+        served.score_arrow(far)
+    may = RAW.set_column(RAW.schema.get_field_index("month"), "month", pa.array(["May"] * 6))
+    for wrong, reason in (
+        (far, "column `distance`: 'far' is no number"),
+        (may, "column `month`: 'May' is no whole number of 64 bits"),
+    ):
+        scores = pyfunc.predict(wrong.to_pandas())
+        assert scores["prediction"].isna().all() and scores["probability"].isna().all()
+        assert list(scores["score_error"]) == [reason] * 6
 
 
 def test_the_signature_is_that_of_the_raw_columns(pyfunc: mlflow.pyfunc.PyFuncModel) -> None:
