@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 import yaml
 from mlflow.artifacts import download_artifacts
-from mlflow.exceptions import MlflowException
 from safetensors.torch import load_file, save_file
 
 from sparktrain.errors import ModelUnusable, SchemaMismatch
