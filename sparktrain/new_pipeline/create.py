@@ -110,7 +110,7 @@ def init_pipeline(
         check_new(name, folder)
         place = Source.of(str(rows))
         session = spark or _active()
-    return write_pipeline(_read(place, session, target), name, target, folder)
+    return write_pipeline(_read(place, session), name, target, folder)
 
 
 def check_new(name: str, into: Path, *more: Path | None) -> None:
@@ -154,7 +154,7 @@ def _active() -> SparkSession:
     return active_session()
 
 
-def _read(source: Source, spark: SparkSession, target: str) -> Rows:
+def _read(source: Source, spark: SparkSession) -> Rows:
     """Read the rows, under names that preparation takes."""
     frame, schema = source.read(spark)
     renamed = {name: new for name in frame.columns if (new := _allowed(name, frame.columns)) != name}

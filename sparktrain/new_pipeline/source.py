@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import io
 import itertools
 import re
 from collections import Counter
@@ -23,7 +22,7 @@ from pyspark.sql.types import ArrayType, DataType, StructType
 from sparktrain.errors import SourceMissing, SourceUnreadable, first_line
 from sparktrain.features import MALFORMED_COLUMN, UNCASTABLE_COLUMN
 from sparktrain.preparation.analysis import quoted
-from sparktrain.preparation.source import read_csv, read_json, read_parquet, visible_files
+from sparktrain.preparation.source import opened_csv, read_csv, read_json, read_parquet, visible_files
 
 SourceKind = Literal["parquet", "csv", "json", "table"]
 
@@ -110,10 +109,7 @@ HIDDEN_COLUMNS = (MALFORMED_COLUMN, UNCASTABLE_COLUMN)
 def _spans_lines(file: Path) -> bool:
     """Whether a row near the start of a CSV file has a line break within quotes, and is whole with it."""
     try:
-        with (
-            pa.input_stream(str(file), compression="detect") as raw,
-            io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="") as text,
-        ):
+        with opened_csv(file) as text:
             rows = csv.reader(itertools.islice(text, _LINES_LOOKED_AT), strict=True)
             width = len(next(rows, []))
             line = rows.line_num

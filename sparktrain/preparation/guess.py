@@ -162,7 +162,7 @@ def _target(seen: Seen, rows: int, *, is_cast: bool = False) -> tuple[Target, li
         )
     is_number = seen.kind in ("long", "double")
     if seen.kind == "boolean" or (is_number and seen.distinct == 2 and (seen.low, seen.high) == (0, 1)):
-        if seen.mean is not None and (note := _rarity(seen, seen.mean)):
+        if note := _rarity(seen):
             notes.append(note)
         return Target(name=seen.column, kind="binary"), notes
     if is_cast:
@@ -188,11 +188,11 @@ def _target(seen: Seen, rows: int, *, is_cast: bool = False) -> tuple[Target, li
     return Target(name=seen.column, kind="regression"), notes
 
 
-def _rarity(seen: Seen, mean: float) -> str | None:
-    rarer = round(min(mean, 1 - mean) * seen.rows)
-    if rarer >= _FEWEST_OF_A_CLASS:
+def _rarity(seen: Seen) -> str | None:
+    """What is to be said of a binary target that is nearly always the same."""
+    if seen.mean is None or (rarer := round(min(seen.mean, 1 - seen.mean) * seen.rows)) >= _FEWEST_OF_A_CLASS:
         return None
-    what = "true, or 1" if mean <= 0.5 else "false, or 0"
+    what = "true, or 1" if seen.mean <= 0.5 else "false, or 0"
     return (
         f"`{seen.column}`, the target, is {what}, in only {rarer:,} of {seen.rows:,} rows: a split may have "
         "none of them, and figures such as the area under the curve mean little"

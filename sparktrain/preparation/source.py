@@ -9,7 +9,8 @@ import csv
 import glob
 import io
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -182,14 +183,19 @@ def _files(path: str | Path, kind: str = "CSV") -> list[str]:
     return found
 
 
+@contextmanager
+def opened_csv(file: str | Path) -> Iterator[io.TextIOWrapper]:
+    """Open a CSV file, packed or not, as the text that Spark reads."""
+    with (
+        pa.input_stream(str(file), compression="detect") as raw,
+        io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="") as text,
+    ):
+        yield text
+
+
 def _header(file: str, declared: Sequence[str], null_value: str) -> list[str]:
     """The names of a file's columns, as Spark calls them."""
-    with (
-        pa.input_stream(file, compression="detect") as raw,
-        io.TextIOWrapper(
-            raw, encoding="utf-8-sig", errors="replace", newline=""
-        ) as text,  # as Spark reads it
-    ):
+    with opened_csv(file) as text:
         given = next(csv.reader(text), [])
     nameless = {"", null_value} - set(declared)
     return [f"_c{number}" if name in nameless else name for number, name in enumerate(given)]
